@@ -1,0 +1,21 @@
+//! Files of models and runs, in and out, on the host: Hugging Face model folders, PEFT adapters, checkpoints of a run.
+//!
+//! Nothing here knows of tensors on a device. [`model_folder`] reads models, [`config`] their shape, [`peft`] adapters,
+//! [`hub`] finds a model by its id, [`mod@write`] writes safetensors, [`run_state`] keeps checkpoints complete or absent.
+
+pub mod atomic;
+pub mod config;
+mod config_reader;
+pub mod dtype;
+pub mod error;
+#[cfg(feature = "hub")]
+mod fetch;
+pub mod hub;
+pub mod model_folder;
+pub mod peft;
+pub mod rope;
+pub mod run_state;
+pub mod tensors;
+pub mod write;
+
+pub use error::CheckpointError;

@@ -1,0 +1,429 @@
+//! What can be wrong with data, in sentences for the person who has to correct it.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::sample::Place;
+
+/// Why data cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// There is no file at the path.
+    #[error("there is no file at {}. Correct the `path` of the source; it is relative to the recipe file.", file.display())]
+    Missing {
+        /// The path as resolved.
+        file: PathBuf,
+    },
+    /// The path is a folder.
+    #[error("{} is a folder. Name a file in it, or a glob such as {}.", file.display(), file.join("*.jsonl").display())]
+    Folder {
+        /// The path as resolved.
+        file: PathBuf,
+    },
+    /// A glob that fits no file.
+    #[error("no file fits {pattern}. Correct the `path` of the source; it is relative to the recipe file.")]
+    NoMatch {
+        /// The glob as resolved.
+        pattern: String,
+    },
+    /// A glob that is none.
+    #[error("{pattern} is not a glob: {message}. Correct the `path` of the source, or name a file.")]
+    Glob {
+        /// The text as given.
+        pattern: String,
+        /// What is wrong with it.
+        message: &'static str,
+    },
+    /// A kind of file that is not read.
+    #[error("{} is not a kind of file that is read here. Convert it to .jsonl, .json, .parquet, .tsv or .txt.", file.display())]
+    Extension {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A .txt file for a format whose rows have several fields.
+    #[error("{} is plain text, and rows of format {format:?} have several fields. Use format = \"text\", or a .jsonl, .json, .parquet or .tsv file.", file.display())]
+    PlainText {
+        /// The file.
+        file: PathBuf,
+        /// The format as the recipe spells it.
+        format: &'static str,
+    },
+    /// `fields` renames a field that the format does not have.
+    #[error(
+        "`fields` of source {source_name:?} names `{field}`, which format {format:?} does not have. It has: {}.",
+        list(known)
+    )]
+    UnknownField {
+        /// Name of the source.
+        source_name: String,
+        /// The field that is not there.
+        field: String,
+        /// The format as the recipe spells it.
+        format: &'static str,
+        /// The fields of the format.
+        known: Vec<String>,
+    },
+    /// The language of a source is not a well-formed tag.
+    #[error("`lang` of source {source_name:?} is {tag:?}, which is not a well-formed BCP-47 language tag. {advice}")]
+    Language {
+        /// Name of the source.
+        source_name: String,
+        /// The tag as given.
+        tag: String,
+        /// What to do.
+        advice: String,
+    },
+    /// The file cannot be read.
+    #[error("{} cannot be read: {reason}. Check that the file is whole and that you may read it.", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        reason: io::Error,
+    },
+    /// The file is text in UTF-16.
+    #[error("{} is UTF-16 text. Save it as UTF-8.", file.display())]
+    Utf16 {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The Parquet file cannot be read.
+    #[error("{} cannot be read as Parquet: {message}. Check that the file is whole, or write it again.", file.display())]
+    Parquet {
+        /// The file.
+        file: PathBuf,
+        /// What the reader met.
+        message: String,
+    },
+    /// A row that would not fit into memory.
+    #[error("{place}: the row is longer than {limit} bytes. Split it, or check that the file has line ends.")]
+    LongRow {
+        /// Where the row starts.
+        place: Place,
+        /// Bytes that a row may have.
+        limit: usize,
+    },
+    /// The source has no row.
+    #[error("{path} has no rows. Write some, or leave the source out.")]
+    NoRows {
+        /// The file or glob.
+        path: String,
+    },
+    /// Every row of the source was bad and skipped.
+    #[error("{path}: none of the {rows} rows can be used. The first: {first}")]
+    NoGoodRows {
+        /// The file or glob.
+        path: String,
+        /// Rows that were read.
+        rows: u64,
+        /// What is wrong with the first of them.
+        first: String,
+    },
+    /// There is no tokenizer.json.
+    #[error("there is no tokenizer.json in {}. Copy the one that belongs to the model there, or make one with `interlingua tokenizer train`.", folder.display())]
+    NoTokenizer {
+        /// The folder that was looked in.
+        folder: PathBuf,
+    },
+    /// A file of the tokenizer cannot be understood.
+    #[error("{} cannot be read: {message}. Copy the file again from the model it belongs to.", file.display())]
+    BadTokenizer {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A text that the tokenizer refuses, or ids that it cannot decode.
+    #[error("the tokenizer fails: {message}. Check that tokenizer.json is the one that belongs to the model.")]
+    Tokenizer {
+        /// What the tokenizer says.
+        message: String,
+    },
+    /// A chat template is needed and the tokenizer has none.
+    #[error("the tokenizer in {} has no chat template. Set data.template to a built-in one ({builtins}) or to a .jinja file.", folder.display())]
+    NoTemplate {
+        /// The tokenizer's folder.
+        folder: PathBuf,
+        /// The names of the built-in templates.
+        builtins: String,
+    },
+    /// No template has this name.
+    #[error(
+        "there is no chat template {name:?}. Set data.template to \"auto\", to a built-in one ({builtins}), or to a .jinja file that exists."
+    )]
+    UnknownTemplate {
+        /// The name as given.
+        name: String,
+        /// The names of the built-in templates.
+        builtins: String,
+    },
+    /// The template is not Jinja.
+    #[error(
+        "the chat template {name} is not valid: {message}. Correct it, or set data.template to a built-in one ({builtins})."
+    )]
+    TemplateSyntax {
+        /// Where the template comes from.
+        name: String,
+        /// What is wrong, and in which line.
+        message: String,
+        /// The names of the built-in templates.
+        builtins: String,
+    },
+    /// The template cannot say what to supervise, or would leave out what has to be learnt.
+    #[error(
+        "the chat template {name} cannot be trained with: {reason} Correct it, or set data.template to a built-in one ({builtins})."
+    )]
+    TemplateRefused {
+        /// Where the template comes from.
+        name: String,
+        /// What is wrong with it, in whole sentences.
+        reason: String,
+        /// The names of the built-in templates.
+        builtins: String,
+    },
+    /// The cache cannot be written or read.
+    #[error("the cache of tokenised data, {}, cannot be used: {reason}. Set INTERLINGUA_CACHE to a folder on a disk with room that you may write to.", path.display())]
+    Cache {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        reason: io::Error,
+    },
+    /// No sample is left to train on.
+    #[error("no sample is left to train on: {reasons}.")]
+    NothingLeft {
+        /// How many rows were dropped, by reason.
+        reasons: String,
+    },
+    /// A step reads more rows than there are.
+    #[error(
+        "the batch is larger than the data: a step reads {wanted} rows (batch_size {batch_size} × gradient_accumulation {gradient_accumulation} × {world} processes), but the {samples} samples make only {rows} rows. Lower train.batch_size or train.gradient_accumulation, add data, or set data.packing = false for one sample a row."
+    )]
+    BatchTooLarge {
+        /// Rows that a step reads.
+        wanted: u64,
+        /// Rows per device and micro-step.
+        batch_size: usize,
+        /// Micro-steps per step.
+        gradient_accumulation: usize,
+        /// Number of processes.
+        world: usize,
+        /// Samples that there are.
+        samples: usize,
+        /// Rows that they make.
+        rows: u64,
+    },
+    /// A tokenizer cannot be trained on these texts.
+    #[error("the tokenizer cannot be trained: {message}")]
+    TrainTokenizer {
+        /// What is wrong, and what to do.
+        message: String,
+    },
+    /// A file or folder cannot be written.
+    #[error("{} cannot be written: {reason}. Check that the folder exists, has room, and that you may write to it.", path.display())]
+    Unwritable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        reason: io::Error,
+    },
+    /// A row that cannot be used; `on_bad_row = "skip"` leaves it out.
+    #[error(transparent)]
+    BadRow(#[from] Box<BadRow>),
+}
+
+impl DataError {
+    /// A row at this place that cannot be used.
+    pub fn bad_row(place: Place, problem: RowProblem) -> Self {
+        Self::BadRow(Box::new(BadRow { place, problem }))
+    }
+}
+
+/// A row that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub struct BadRow {
+    /// Where it is.
+    pub place: Place,
+    /// What is wrong with it.
+    pub problem: RowProblem,
+}
+
+/// What is wrong with a row, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RowProblem {
+    /// A byte that is not UTF-8.
+    #[error("the text is not UTF-8 at byte {offset} of the file. Save the file as UTF-8.")]
+    NotUtf8 {
+        /// Byte offset in the file, counted from 0.
+        offset: u64,
+    },
+    /// The row ends too early.
+    #[error("the JSON ends in the middle of a row. {advice}")]
+    HalfRow {
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The row is not JSON.
+    #[error("the row is not JSON: {message}. Correct the row.")]
+    NotJson {
+        /// What the parser met, and where.
+        message: String,
+    },
+    /// The row is JSON but no object.
+    #[error("the row is {found}, where an object such as {{\"text\": \"…\"}} is expected. {advice}")]
+    NotAnObject {
+        /// What it is.
+        found: &'static str,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The row has more or fewer cells than the header.
+    #[error(
+        "the row has {found} cells, but the header names {expected} columns. Cells are separated by one tab each, and quotes mean nothing."
+    )]
+    Cells {
+        /// Cells of the row.
+        found: usize,
+        /// Columns of the header.
+        expected: usize,
+    },
+    /// A field is absent or null.
+    #[error(
+        "the row has no `{field}`. It has {}; expected are {}. {advice}",
+        list(found),
+        list(expected)
+    )]
+    MissingField {
+        /// The field, under the name that the row should have it by.
+        field: String,
+        /// The fields that the row has.
+        found: Vec<String>,
+        /// The fields that the format knows.
+        expected: Vec<String>,
+        /// What to do.
+        advice: String,
+    },
+    /// A field holds another kind of value.
+    #[error(
+        "`{field}` is {found}, where {expected} is expected. Correct the row, or read another column with `fields = {{ … }}`."
+    )]
+    WrongType {
+        /// The field.
+        field: String,
+        /// What it holds.
+        found: &'static str,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// A field that must say something is empty.
+    #[error("`{field}` is empty. {advice}")]
+    Empty {
+        /// The field.
+        field: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A speaker that the format does not know.
+    #[error(
+        "`{field}` is {found:?}. Known are human, user, gpt, assistant, model, system, tool, observation, function_response and function_call."
+    )]
+    UnknownRole {
+        /// The field.
+        field: String,
+        /// What it holds.
+        found: String,
+    },
+    /// A language tag that is not well-formed.
+    #[error("`{field}` is {found:?}, which is not a well-formed BCP-47 language tag. {advice}")]
+    Language {
+        /// The field.
+        field: String,
+        /// What it holds.
+        found: String,
+        /// What to do.
+        advice: String,
+    },
+    /// A number that is no token.
+    #[error("`{field}` is {found}, where {expected} is expected. Correct the row.")]
+    Token {
+        /// The field and the index in it.
+        field: String,
+        /// What it holds.
+        found: String,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// A token that the model does not have.
+    #[error(
+        "`{field}` is {found}, but the vocabulary of the model has {size} tokens. Tokenise the data with the model's own tokenizer."
+    )]
+    OutOfVocabulary {
+        /// The field and the index in it.
+        field: String,
+        /// The token.
+        found: i64,
+        /// Number of tokens of the model.
+        size: usize,
+    },
+    /// The chat template refuses the row.
+    #[error("the chat template refuses the row: {message}. Correct the row, or use another template.")]
+    Template {
+        /// What the template says.
+        message: String,
+    },
+    /// The tokenizer refuses the text.
+    #[error("{message}")]
+    Tokenizer {
+        /// What it says.
+        message: String,
+    },
+    /// What the assistant says cannot be found in what the template makes of the row.
+    #[error(
+        "what to supervise in message {message} cannot be found in the text that the chat template makes of the row. Put {{% generation %}} marks into the template, or use a built-in one."
+    )]
+    NoSpan {
+        /// The message, counted from 1.
+        message: usize,
+    },
+    /// As many labels as tokens are needed.
+    #[error(
+        "`labels` has {labels} numbers, but `input_ids` has {input_ids}. Write one label per token, not shifted; -100 is not supervised."
+    )]
+    LabelCount {
+        /// Number of labels.
+        labels: usize,
+        /// Number of tokens.
+        input_ids: usize,
+    },
+}
+
+impl RowProblem {
+    /// The kind of the problem, under which skipped rows are counted.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NotUtf8 { .. } => "not UTF-8",
+            Self::HalfRow { .. } | Self::NotJson { .. } => "not JSON",
+            Self::NotAnObject { .. } | Self::WrongType { .. } | Self::Cells { .. } => "wrong type",
+            Self::MissingField { .. } => "missing field",
+            Self::Empty { .. } => "empty",
+            Self::UnknownRole { .. } => "unknown role",
+            Self::Language { .. } => "language tag",
+            Self::Token { .. } | Self::LabelCount { .. } | Self::OutOfVocabulary { .. } => "tokens",
+            Self::Template { .. } | Self::NoSpan { .. } => "chat template",
+            Self::Tokenizer { .. } => "tokenizer",
+        }
+    }
+}
+
+/// Names for a sentence: "`a`, `b` and `c`".
+fn list(names: &[String]) -> String {
+    match names {
+        [] => "no fields".to_owned(),
+        [only] => format!("`{only}`"),
+        [first @ .., last] => {
+            let first: Vec<String> = first.iter().map(|name| format!("`{name}`")).collect();
+            format!("{} and `{last}`", first.join(", "))
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! From a recipe's sources to tokenised samples for training and for evaluation.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use interlingua_recipes::{BadRow as OnBadRow, Recipe, Source};
+use rayon::prelude::*;
+
+use crate::cache::{self, Entry};
+use crate::dataset::Dataset;
+use crate::error::DataError;
+use crate::holdout;
+use crate::report::{Report, SkippedRows, SourceReport};
+use crate::sample::Sample;
+use crate::source::{read_source, source_files};
+use crate::tokenize::{Outcome, SampleTokenizer};
+use crate::tokenized_file::{Info, TokenizedFile, TokenizedSample};
+use crate::tokenizer::Tokenizer;
+
+/// Rows that are tokenised at a time: enough for all cores, little enough to hold.
+const CHUNK: usize = 2048;
+/// Bytes of text after which a chunk is full even with fewer rows.
+const CHUNK_BYTES: usize = 32 << 20;
+
+/// Tokenised data of a recipe.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// What is trained on.
+    pub train: Dataset,
+    /// What is kept for evaluation; none without `holdout`.
+    pub heldout: Option<Dataset>,
+    /// What was read, kept and dropped.
+    pub report: Report,
+}
+
+/// How far tokenisation is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Name of the source.
+    pub source: String,
+    /// Number of the source, counted from 1.
+    pub number: usize,
+    /// How many sources there are.
+    pub count: usize,
+    /// Rows read so far.
+    pub rows: u64,
+    /// Tokens kept so far.
+    pub tokens: u64,
+    /// Whether the source was found in the cache.
+    pub cached: bool,
+    /// Whether the source is done.
+    pub done: bool,
+}
+
+/// Tokenises the sources of a recipe, or finds them in the cache. `vocabulary_size` is the model's; `cache` a folder, usually
+/// [`crate::cache::default_folder`].
+///
+/// # Errors
+/// When a source cannot be read, a row is bad and the recipe does not say to skip it, the tokenizer or its chat template cannot be used,
+/// the cache cannot be written, or nothing is left to train on.
+pub fn prepare(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    vocabulary_size: usize,
+    cache: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Prepared, DataError> {
+    let data = &recipe.data;
+    let sample_tokenizer = SampleTokenizer::new(tokenizer, data, vocabulary_size)?;
+    let mut files = Vec::new();
+    let mut report = Report::default();
+    for (index, source) in data.sources.iter().enumerate() {
+        let mut watch = Watch {
+            index,
+            count: data.sources.len(),
+            source: &source.name,
+            progress,
+        };
+        let file = prepare_source(index, source, data.on_bad_row, &sample_tokenizer, cache, &mut watch)?;
+        let kept = file.info().report.clone();
+        let unreadable = |reason: serde_json::Error| DataError::Cache {
+            path: cache.to_owned(),
+            reason: reason.into(),
+        };
+        report.sources.push(serde_json::from_value(kept).map_err(unreadable)?);
+        files.push(file);
+    }
+    let all = Dataset::new(files);
+    if all.is_empty() {
+        return Err(DataError::NothingLeft {
+            reasons: report.why_nothing_is_left(),
+        });
+    }
+    if data.holdout == 0.0 {
+        return Ok(Prepared {
+            train: all,
+            heldout: None,
+            report,
+        });
+    }
+    let (train, heldout) = holdout::split(&all, data.holdout, recipe.seed);
+    if train.is_empty() {
+        let reasons = format!(
+            "data.holdout = {} keeps all {} samples for evaluation",
+            data.holdout,
+            all.len()
+        );
+        return Err(DataError::NothingLeft { reasons });
+    }
+    Ok(Prepared {
+        train,
+        heldout: (!heldout.is_empty()).then_some(heldout),
+        report,
+    })
+}
+
+struct Watch<'a> {
+    index: usize,
+    count: usize,
+    source: &'a str,
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+impl Watch<'_> {
+    fn say(&mut self, rows: u64, tokens: u64, cached: bool, done: bool) {
+        let source = self.source.to_owned();
+        (self.progress)(Progress {
+            source,
+            number: self.index + 1,
+            count: self.count,
+            rows,
+            tokens,
+            cached,
+            done,
+        });
+    }
+}
+
+fn prepare_source(
+    index: usize,
+    source: &Source,
+    on_bad_row: OnBadRow,
+    tokenizer: &SampleTokenizer,
+    folder: &Path,
+    watch: &mut Watch,
+) -> Result<TokenizedFile, DataError> {
+    let files: Vec<String> = source_files(source)?
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    let path = cache::file_of(folder, source, on_bad_row, &files, tokenizer)?;
+    if let Some(file) = cache::open(&path)? {
+        let tokens = file.records().iter().map(|record| u64::from(record.length)).sum();
+        watch.say(file.records().len() as u64, tokens, true, true);
+        return Ok(file);
+    }
+    watch.say(0, 0, false, false);
+    let mut entry = Entry::new(&path)?;
+    let mut pass = Pass {
+        on_bad_row,
+        report: SourceReport {
+            name: source.name.clone(),
+            ..SourceReport::default()
+        },
+        files: files.iter().cloned().zip(0..).collect(),
+        languages: Vec::new(),
+    };
+    let mut rows = read_source(index, source, on_bad_row)?;
+    loop {
+        let mut chunk: Vec<Sample> = Vec::new();
+        let mut bytes = 0;
+        while chunk.len() < CHUNK && bytes < CHUNK_BYTES {
+            let Some(sample) = rows.next().transpose()? else { break };
+            bytes += sample.content.bytes();
+            chunk.push(sample);
+        }
+        if chunk.is_empty() {
+            break;
+        }
+        let outcomes: Vec<_> = chunk
+            .par_iter()
+            .map(|sample| tokenizer.tokenize(&sample.content))
+            .collect();
+        for (sample, outcome) in chunk.iter().zip(outcomes) {
+            pass.report.rows += 1;
+            match outcome {
+                Ok(outcome) => pass.keep(sample, outcome, &mut entry)?,
+                Err(problem) => {
+                    let kind = problem.kind();
+                    let error = DataError::bad_row(sample.place.clone(), problem);
+                    if pass.on_bad_row == OnBadRow::Fail {
+                        return Err(error);
+                    }
+                    pass.report.skip(kind, 1, &error.to_string());
+                }
+            }
+        }
+        watch.say(pass.report.rows, pass.report.tokens(), false, false);
+    }
+    for (kind, skipped) in &rows.skipped().kinds {
+        pass.report.rows += skipped.rows;
+        pass.report.skip(kind, skipped.rows, &skipped.first);
+    }
+    watch.say(pass.report.rows, pass.report.tokens(), false, true);
+    let report = serde_json::to_value(&pass.report).map_err(|reason| DataError::Cache {
+        path: path.clone(),
+        reason: reason.into(),
+    })?;
+    entry.finish(&Info {
+        source: source.name.clone(),
+        languages: pass.languages,
+        files,
+        report,
+    })
+}
+
+/// What is gathered while a source is read.
+struct Pass {
+    on_bad_row: OnBadRow,
+    report: SourceReport,
+    /// Index of each file by its name.
+    files: HashMap<String, u32>,
+    languages: Vec<String>,
+}
+
+impl Pass {
+    fn keep(&mut self, sample: &Sample, outcome: Outcome, entry: &mut Entry) -> Result<(), DataError> {
+        let counts = self.report.by_language.entry(sample.language.clone()).or_default();
+        let sequences = match outcome {
+            Outcome::Dropped(reason) => {
+                *counts.dropped.entry(reason.text().to_owned()).or_default() += 1;
+                return Ok(());
+            }
+            Outcome::Kept { sequences, truncated } => {
+                counts.truncated += u64::from(truncated);
+                sequences
+            }
+        };
+        let language = match self.languages.iter().position(|known| *known == sample.language) {
+            Some(known) => known,
+            None => {
+                self.languages.push(sample.language.clone());
+                self.languages.len() - 1
+            }
+        };
+        let file = sample.place.file.display().to_string();
+        let group = group_of(sample, &self.report.name, &file);
+        for (input_ids, labels) in sequences {
+            counts.add(&labels);
+            entry.push(&TokenizedSample {
+                input_ids,
+                labels,
+                language: language as u32,
+                group,
+                file: self.files.get(&file).copied().unwrap_or_default(),
+                line: sample.place.line,
+                id: sample.id.clone().unwrap_or_default(),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Equal for rows with the same group, in whatever source; a row without one is a group of its own.
+fn group_of(sample: &Sample, source: &str, file: &str) -> u64 {
+    let key = match &sample.group {
+        Some(group) => format!("group\0{group}"),
+        None => format!("row\0{source}\0{file}\0{}", sample.place.line),
+    };
+    let mut first = [0; 8];
+    first.copy_from_slice(&blake3::hash(key.as_bytes()).as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+impl SourceReport {
+    fn skip(&mut self, kind: &str, rows: u64, first: &str) {
+        let skipped = self.skipped.entry(kind.to_owned());
+        skipped
+            .or_insert_with(|| SkippedRows {
+                rows: 0,
+                first: first.to_owned(),
+            })
+            .rows += rows;
+    }
+}

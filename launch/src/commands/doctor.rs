@@ -1,0 +1,177 @@
+//! `interlingua doctor`: what this machine has and lacks for each device, and what to do.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::cli::Global;
+use crate::exit::{CommandResult, Exit};
+use crate::{machine, output, style, table};
+
+/// Less free space than this beside the output is worth a warning, in bytes.
+const LITTLE_SPACE: u64 = 2 << 30;
+/// Less free memory than this is worth a warning, in bytes.
+const LITTLE_MEMORY: u64 = 2 << 30;
+
+/// Says what this machine has and lacks for each device, and what to do about it.
+#[derive(Args)]
+#[command(after_help = "Example: interlingua doctor --output runs")]
+pub(crate) struct Arguments {
+    /// The folder that runs will be written to
+    #[arg(long, value_name = "FOLDER", default_value = ".")]
+    output: PathBuf,
+}
+
+/// One thing looked at.
+#[derive(Serialize)]
+struct Check {
+    /// `cpu`, `cuda` or `folders`.
+    area: &'static str,
+    name: &'static str,
+    good: bool,
+    found: String,
+    /// What to do, when it is not good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
+}
+
+/// Looks at the machine and prints what it found. Something missing is a finding, not a failure.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
+    let mut checks = cpu();
+    checks.extend(cuda());
+    checks.extend(folders(&arguments.output));
+    let usable = |area: &str| checks.iter().filter(|check| check.area == area).all(|check| check.good);
+    let devices: Vec<&str> = ["cpu", "cuda"]
+        .into_iter()
+        .filter(|device| *device == "cpu" || usable(device))
+        .collect();
+    if global.json {
+        let version = env!("CARGO_PKG_VERSION");
+        output::json(&serde_json::json!({ "version": version, "devices": devices, "checks": checks }))?;
+        return Ok(Exit::Done);
+    }
+    output::line(format!(
+        "interlingua {}, devices that can be used: {}",
+        env!("CARGO_PKG_VERSION"),
+        devices.join(", ")
+    ))?;
+    let mut area = "";
+    for check in &checks {
+        if check.area != area {
+            area = check.area;
+            output::line(format!("\n{}", style::paint(style::TITLE, area)))?;
+        }
+        let mark = if check.good {
+            style::paint(style::GOOD, "ok")
+        } else {
+            style::paint(style::WARNING, "--")
+        };
+        output::line(format!("  {mark}  {:<18} {}", check.name, check.found))?;
+        if let Some(advice) = &check.advice {
+            output::line(format!("      {:<18} {advice}", ""))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn check(area: &'static str, name: &'static str, good: bool, found: String, advice: &str) -> Check {
+    Check {
+        area,
+        name,
+        good,
+        found,
+        advice: (!good).then(|| advice.to_owned()),
+    }
+}
+
+fn cpu() -> Vec<Check> {
+    let features = machine::simd_features();
+    let fast = features.contains(&"avx2") || features.contains(&"neon");
+    let memory = machine::memory();
+    let available = memory.map_or(0, |memory| memory.available);
+    let memory = memory.map_or_else(
+        || "unknown".to_owned(),
+        |memory| {
+            format!(
+                "{} available of {}",
+                table::bytes(memory.available),
+                table::bytes(memory.total)
+            )
+        },
+    );
+    vec![
+        check("cpu", "processor", true, machine::processor(), ""),
+        check("cpu", "cores", true, machine::cores().to_string(), ""),
+        check(
+            "cpu",
+            "vector units",
+            fast,
+            if features.is_empty() {
+                "none known".to_owned()
+            } else {
+                features.join(", ")
+            },
+            "Without AVX2 or NEON, training works and is several times slower.",
+        ),
+        check(
+            "cpu",
+            "memory",
+            available >= LITTLE_MEMORY,
+            memory,
+            "Choose a small model, lower data.max_length and train.batch_size, or set memory.recompute = \"block\".",
+        ),
+    ]
+}
+
+fn cuda() -> Vec<Check> {
+    let compiled = cfg!(feature = "cuda");
+    let driver = machine::shared_library("libcuda.so.1");
+    let version = machine::nvidia_driver_version();
+    let found = match (&driver, version) {
+        (Some(path), Some(version)) => format!("{} (driver {version})", path.display()),
+        (Some(path), None) => path.display().to_string(),
+        (None, _) => "libcuda.so.1 was not found".to_owned(),
+    };
+    vec![
+        check(
+            "cuda",
+            "in this binary",
+            compiled,
+            if compiled { "yes" } else { "no" }.to_owned(),
+            "Build with `cargo build --release --features cuda` for NVIDIA GPUs.",
+        ),
+        check(
+            "cuda",
+            "driver",
+            driver.is_some(),
+            found,
+            "Install the NVIDIA driver of your distribution, or make it visible in the container (`--gpus all`).",
+        ),
+    ]
+}
+
+fn folders(output: &Path) -> Vec<Check> {
+    let cache = interlingua_data::cache::default_folder();
+    [("token cache", cache), ("output", output.to_owned())]
+        .into_iter()
+        .map(|(name, folder)| {
+            let space = machine::free_space(&folder);
+            let writable = machine::is_writable(&folder);
+            let free = space.map_or_else(
+                || "free space unknown".to_owned(),
+                |free| format!("{} free", table::bytes(free)),
+            );
+            let advice = if writable {
+                "Little space is left: delete old runs or caches, or choose another folder."
+            } else {
+                "This folder cannot be written: choose another, or change its permissions."
+            };
+            let good = writable && space.is_none_or(|free| free >= LITTLE_SPACE);
+            check("folders", name, good, format!("{} ({free})", folder.display()), advice)
+        })
+        .collect()
+}

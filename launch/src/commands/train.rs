@@ -1,0 +1,110 @@
+//! `interlingua train RECIPE`.
+
+use clap::Args;
+use interlingua_recipes::Recipe;
+use interlingua_trainer::train::summary::Summary;
+use interlingua_trainer::train::{Outcome, StopFlag, TrainOptions};
+use serde_json::json;
+
+use crate::cli::Global;
+use crate::exit::{CommandResult, Exit, Failure};
+use crate::recipe::{self, RecipeArgument};
+use crate::watch::Watch;
+use crate::{learnt, output, signals, style};
+
+/// Trains, saves, and exports the adapter at the end. Goes on from the last checkpoint in the output folder by itself.
+///
+/// SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 finish the step, save and end with exit code 75; the same command then goes on.
+#[derive(Args)]
+#[command(after_help = "Example: interlingua train recipes/quickstart.toml --set train.steps=50")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    recipe: RecipeArgument,
+    /// Start anew: the old output folder is moved to NAME.old-N first, never deleted
+    #[arg(long)]
+    fresh: bool,
+}
+
+/// Trains, stage after stage where the recipe has some.
+///
+/// # Errors
+/// When the recipe, the data or the model is wrong, or the run fails.
+pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
+    let recipe = recipe::load(&arguments.recipe.recipe, global)?;
+    // The result of a pipeline is that of its last stage.
+    let last = recipe
+        .stages()
+        .map_err(Failure::usage)?
+        .pop()
+        .unwrap_or_else(|| recipe.clone());
+    let stop = signals::stop_flag()?;
+    let mut watch = Watch::new(global, "", recipe.train.log_every);
+    let outcome = train(&recipe, arguments.fresh, &stop, &mut watch)?;
+    if global.json {
+        let result =
+            json!({ "outcome": word(outcome), "output": recipe.output, "summary": Summary::read(&last.output) });
+        output::json(&result)?;
+    } else {
+        report(&recipe, &last, outcome, &watch)?;
+    }
+    Ok(if outcome == Outcome::Stopped {
+        Exit::Stopped
+    } else {
+        Exit::Done
+    })
+}
+
+/// One run, watched.
+///
+/// # Errors
+/// With exit code 2 when nothing was started, 1 when it failed while running.
+pub(crate) fn train(recipe: &Recipe, fresh: bool, stop: &StopFlag, watch: &mut Watch) -> Result<Outcome, Failure> {
+    let options = TrainOptions { fresh };
+    let result = interlingua_trainer::train::train(recipe, options, stop, &mut |event| watch.observe(event));
+    watch.finish();
+    result.map_err(Failure::from)
+}
+
+/// How a run ended, in one word.
+pub(crate) fn word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Finished => "finished",
+        Outcome::AlreadyFinished => "already-finished",
+        Outcome::Stopped => "stopped",
+    }
+}
+
+/// What a person sees at the end.
+fn report(recipe: &Recipe, last: &Recipe, outcome: Outcome, watch: &Watch) -> Result<(), Failure> {
+    let folder = recipe.output.display();
+    match outcome {
+        Outcome::AlreadyFinished => output::line(format!(
+            "The run in {folder} was already finished. Raise train.steps or train.epochs to go on, or add --fresh to start anew."
+        )),
+        Outcome::Stopped => output::line(format!(
+            "Stopped, with everything saved in {folder}. Run the same command to go on."
+        )),
+        Outcome::Finished => {
+            if let Some(summary) = Summary::read(&last.output) {
+                output::line(format!("\n{}", learnt::table(&summary).render()))?;
+            }
+            for example in watch.examples() {
+                output::line(format!("\n{example}"))?;
+            }
+            let results = [
+                ("adapter", "the adapter, for PEFT and --adapter"),
+                ("model", "the model, a Hugging Face folder"),
+            ];
+            for (name, what) in results {
+                let path = last.output.join(name);
+                if path.is_dir() {
+                    output::line(format!(
+                        "\n{}  {what}",
+                        style::paint(style::TITLE, &path.display().to_string())
+                    ))?;
+                }
+            }
+            Ok(())
+        }
+    }
+}

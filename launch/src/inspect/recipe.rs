@@ -1,0 +1,50 @@
+//! Recipes.
+
+use std::path::Path;
+
+use interlingua_recipes::{AdapterKind, Recipe};
+use serde_json::{Value, json};
+
+use super::{Facts, facts as object};
+use crate::exit::Failure;
+
+/// What a recipe says, in short.
+///
+/// # Errors
+/// When the recipe is wrong.
+pub(super) fn facts(path: &Path) -> Result<Facts, Failure> {
+    let recipe = Recipe::load(path, &[]).map_err(Failure::usage)?;
+    let trained = match recipe.adapter.kind {
+        AdapterKind::None => "base weights".to_owned(),
+        AdapterKind::Lora | AdapterKind::Dora => {
+            format!("{} of rank {}", word(&json!(recipe.adapter.kind)), recipe.adapter.rank)
+        }
+    };
+    let sources = recipe.data.sources.iter().map(
+        |source| json!({ "source": source.name, "format": source.format, "lang": source.lang, "path": source.path }),
+    );
+    let tasks = recipe
+        .eval
+        .tasks
+        .iter()
+        .map(|task| json!({ "task": task.name, "kind": task.kind, "path": task.path }));
+    Ok(object([
+        ("kind", json!("recipe")),
+        ("path", json!(path)),
+        ("output", json!(recipe.output)),
+        ("model", json!(recipe.model.path)),
+        ("trains", json!(trained)),
+        ("objective", json!(recipe.objective.kind)),
+        (
+            "stages",
+            json!(recipe.stage.iter().map(|stage| &stage.name).collect::<Vec<_>>()),
+        ),
+        ("sources", Value::Array(sources.collect())),
+        ("tasks", Value::Array(tasks.collect())),
+    ]))
+}
+
+/// The spelling of an enum's value in a recipe.
+fn word(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}

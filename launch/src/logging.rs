@@ -1,0 +1,111 @@
+//! Everything for standard error: log lines, plain lines, errors, and the panic hook. All of it steps around a progress bar.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::{LazyLock, Mutex};
+
+use indicatif::MultiProgress;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::style;
+
+/// The bars of this process. Lines are written above them.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// What the last panic said, and where.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// The place where progress bars are drawn.
+pub(crate) fn bars() -> &'static MultiProgress {
+    &BARS
+}
+
+/// Starts logging: `quiet` shows warnings and errors alone, each `-v` one level more; `RUST_LOG` decides when it is set.
+pub(crate) fn start(quiet: bool, verbose: u8) {
+    let level = match (quiet, verbose) {
+        (true, _) => "warn",
+        (false, 0) => {
+            "interlingua=info,interlingua_recipes=info,interlingua_data=info,interlingua_checkpoints=info,interlingua_trainer=info,warn"
+        }
+        (false, 1) => {
+            "interlingua=debug,interlingua_recipes=debug,interlingua_data=debug,interlingua_checkpoints=debug,interlingua_trainer=debug,info"
+        }
+        (false, _) => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let format = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(Lines)
+        .with_target(verbose > 0)
+        .with_ansi(
+            io::stderr().is_terminal() && anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never,
+        )
+        .without_time();
+    // A second subscriber in one process (tests) keeps the first.
+    let _ = format.try_init();
+}
+
+/// Writes a line to standard error.
+pub(crate) fn say(line: &str) {
+    // Standard error may be closed; there is nowhere left to say so.
+    BARS.suspend(|| {
+        let _ = writeln!(anstream::stderr(), "{line}");
+    });
+}
+
+/// Writes an error to standard error.
+pub(crate) fn error(message: &str) {
+    say(&format!("{} {message}", style::paint(style::ERROR, "error:")));
+}
+
+/// Keeps panics from printing: [`panic_message`] turns them into a sentence. With `-v` the place is shown too.
+pub(crate) fn catch_panics(verbose: bool) {
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload_as_str().unwrap_or("no message").replace('\n', " ");
+        let place = match info.location() {
+            Some(location) if verbose => format!(" ({}, line {})", location.file(), location.line()),
+            _ => String::new(),
+        };
+        if let Ok(mut last) = PANIC.lock() {
+            last.get_or_insert(format!("{text}{place}"));
+        }
+        if verbose {
+            say(&std::backtrace::Backtrace::force_capture().to_string());
+        }
+    }));
+}
+
+/// The sentence for a panic that reached `main`.
+pub(crate) fn panic_message() -> String {
+    let what = PANIC
+        .lock()
+        .ok()
+        .and_then(|mut last| last.take())
+        .unwrap_or_else(|| "no message".to_owned());
+    format!(
+        "Interlingua has met a mistake of its own: {what}. Checkpoints that were written are whole; run again to go on. \
+         Please report it with the recipe, the output of `interlingua doctor`, and what `-v` adds to this message."
+    )
+}
+
+/// Log lines, written above the progress bars.
+#[derive(Clone, Copy)]
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        BARS.suspend(|| io::stderr().write_all(bytes)).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+impl MakeWriter<'_> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        *self
+    }
+}

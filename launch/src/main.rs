@@ -1,0 +1,49 @@
+//! `interlingua`: the command line. `cli.rs` says what there is to type, `commands/` has one file for each command, and
+//! the other files are what commands share: exit codes, standard output, logging, tables, progress, signals.
+
+mod cli;
+mod commands;
+mod exit;
+mod grid;
+mod inspect;
+mod learnt;
+mod logging;
+mod machine;
+mod model;
+mod output;
+mod preparation;
+mod progress;
+mod recipe;
+mod signals;
+mod style;
+mod table;
+mod tokenizer_training;
+mod watch;
+
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::exit::{Exit, Failure};
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse_from(cli::arguments(std::env::args_os()));
+    logging::start(cli.global.quiet, cli.global.verbose);
+    logging::catch_panics(cli.global.verbose > 0);
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| commands::run(&cli))).unwrap_or_else(|_| {
+        Err(Failure {
+            exit: Exit::Failed,
+            message: logging::panic_message(),
+        })
+    });
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                logging::error(&failure.message);
+            }
+            failure.exit.into()
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What a person sees of a run while it goes on: a bar on a terminal, lines elsewhere; and its answers, before and after.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use indicatif::{HumanDuration, ProgressBar};
+use interlingua_trainer::train::metrics::{EvalRow, Example, TrainRow};
+use interlingua_trainer::train::{Event, Started};
+
+use crate::cli::Global;
+use crate::progress::{self, Preparation};
+use crate::{learnt, logging, style, table};
+
+/// How many answers are shown.
+const EXAMPLES: usize = 4;
+
+/// Follows one run.
+pub(crate) struct Watch<'a> {
+    global: &'a Global,
+    /// Put before each line, such as the name of a sweep's point.
+    label: String,
+    log_every: u64,
+    bar: Option<ProgressBar>,
+    total_steps: u64,
+    first_step: u64,
+    started: Instant,
+    /// By task: the first and the last evaluation of this process.
+    evaluations: BTreeMap<String, (EvalRow, EvalRow)>,
+    preparation: Preparation<'a>,
+}
+
+impl<'a> Watch<'a> {
+    /// Nothing is drawn before the run has started.
+    pub(crate) fn new(global: &'a Global, label: &str, log_every: u64) -> Self {
+        Self {
+            global,
+            label: if label.is_empty() {
+                String::new()
+            } else {
+                format!("{label}: ")
+            },
+            log_every: log_every.max(1),
+            bar: None,
+            total_steps: 0,
+            first_step: 0,
+            started: Instant::now(),
+            evaluations: BTreeMap::new(),
+            preparation: Preparation::new(global),
+        }
+    }
+
+    /// Takes in one event of the run.
+    pub(crate) fn observe(&mut self, event: Event) {
+        match event {
+            Event::Preparing(progress) => self.preparation.observe(&progress),
+            Event::Stage { name, number, count } => self.stage(&name, number, count),
+            Event::Started(started) => self.start(&started),
+            Event::Step(row) => self.step(&row),
+            Event::Evaluated(row) => self.evaluated(row),
+            Event::Note(text) => tracing::info!("{}{text}", self.label),
+            Event::Checkpoint { step, path } => tracing::info!("{}step {step}: saved {}", self.label, path.display()),
+            Event::Finished(_) => {}
+        }
+    }
+
+    /// A stage of a pipeline starts with nothing measured.
+    fn stage(&mut self, name: &str, number: usize, count: usize) {
+        self.finish();
+        self.label = format!("{name}: ");
+        self.evaluations.clear();
+        tracing::info!("stage {number} of {count}: {name}");
+    }
+
+    fn start(&mut self, started: &Started) {
+        self.finish();
+        (self.total_steps, self.first_step, self.started) = (started.total_steps, started.step, Instant::now());
+        tracing::info!(
+            "{}training {} of {} parameters on {}: steps {} to {}, {} samples, {} held out, rows {} full",
+            self.label,
+            table::count(started.trainable_parameters),
+            table::count(started.parameters),
+            started.device,
+            started.step + 1,
+            started.total_steps,
+            table::count(started.samples.0),
+            table::count(started.samples.1),
+            table::percent(Some(started.fill_rate)),
+        );
+        if progress::wanted(self.global) {
+            let bar = progress::bar(
+                self.global,
+                started.total_steps,
+                "{prefix}{bar:24} {pos}/{len}  {msg}  {eta} left",
+            );
+            bar.set_prefix(self.label.clone());
+            bar.set_position(started.step);
+            bar.reset_eta();
+            self.bar = Some(bar);
+        }
+    }
+
+    fn step(&mut self, row: &TrainRow) {
+        let speed = format!(
+            "loss {:.4}  {} tokens/s",
+            row.loss,
+            table::count(row.tokens_per_second.round() as u64)
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_message(speed);
+            bar.set_position(row.step);
+        } else if row.step % self.log_every == 0 || row.step == self.total_steps {
+            let done = row.step.saturating_sub(self.first_step).max(1);
+            let left = self
+                .started
+                .elapsed()
+                .mul_f64(self.total_steps.saturating_sub(row.step) as f64 / done as f64);
+            tracing::info!(
+                "{}step {}/{}  {speed}  {} left",
+                self.label,
+                row.step,
+                self.total_steps,
+                HumanDuration(left)
+            );
+        }
+    }
+
+    fn evaluated(&mut self, row: EvalRow) {
+        let means: Vec<String> = learnt::METRICS
+            .iter()
+            .filter_map(|metric| Some(format!("{} {:.4}", metric.replace('_', " "), row.mean.get(*metric)?)))
+            .collect();
+        tracing::info!("{}step {}: {}  {}", self.label, row.step, row.task, means.join("  "));
+        match self.evaluations.get_mut(&row.task) {
+            Some((_, last)) => *last = row,
+            None => {
+                self.evaluations.insert(row.task.clone(), (row.clone(), row));
+            }
+        }
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn finish(&mut self) {
+        self.preparation.finish();
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+            logging::bars().remove(&bar);
+        }
+    }
+
+    /// A few prompts with the answers before and after, languages taking turns.
+    pub(crate) fn examples(&self) -> Vec<String> {
+        let pairs = self.evaluations.values().flat_map(|(first, last)| {
+            let before = |example: &Example| {
+                let same = |other: &&Example| other.prompt == example.prompt && other.language == example.language;
+                first
+                    .examples
+                    .iter()
+                    .find(same)
+                    .filter(|_| first.step != last.step)
+                    .map(|other| other.answer.clone())
+            };
+            last.examples.iter().map(move |example| (before(example), example))
+        });
+        let mut seen = BTreeMap::<&str, usize>::new();
+        let mut turns: Vec<_> = pairs
+            .map(|(before, example)| {
+                let turn = seen.entry(&example.language).or_default();
+                *turn += 1;
+                (*turn, before, example)
+            })
+            .collect();
+        turns.sort_by_key(|(turn, ..)| *turn);
+        turns
+            .into_iter()
+            .take(EXAMPLES)
+            .map(|(_, before, example)| render(before.as_deref(), example))
+            .collect()
+    }
+}
+
+fn render(before: Option<&str>, example: &Example) -> String {
+    let line = |name: &str, text: &str| format!("  {} {}", style::paint(style::DIM, name), one_line(text));
+    let mark = if example.answer.trim() == example.reference.trim() {
+        style::GOOD
+    } else {
+        style::WARNING
+    };
+    let mut lines = vec![format!(
+        "{} {}",
+        style::paint(style::TITLE, &example.language),
+        one_line(&example.prompt)
+    )];
+    lines.extend(before.map(|before| line("before  ", before)));
+    lines.push(line("after   ", &style::paint(mark, &one_line(&example.answer))));
+    lines.push(line("expected", &example.reference));
+    lines.join("\n")
+}
+
+/// At most 160 characters, without line ends.
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 160;
+    let flat = text.trim().replace('\n', " ⏎ ");
+    if flat.chars().count() <= LONGEST {
+        flat
+    } else {
+        flat.chars().take(LONGEST).chain(['…']).collect()
+    }
+}

@@ -1,0 +1,110 @@
+//! Keys and values that the recipe format has and this version does not: refused by name, not as typing mistakes.
+
+/// Keys, without list indices. A key covers everything below it.
+const KEYS: &[&str] = &[
+    "adapter.route",
+    "adapter.under",
+    "data.mix",
+    "data.parallel",
+    "data.sources.build",
+    "data.sources.use",
+    "distributed",
+    "memory.budget",
+    "memory.offload",
+    "model.quantization",
+    "model.vocabulary",
+    "objective.alpha",
+    "objective.auxiliary",
+    "objective.average",
+    "objective.beta",
+    "objective.delta",
+    "objective.desirable_weight",
+    "objective.dropout",
+    "objective.gamma",
+    "objective.h",
+    "objective.k",
+    "objective.label_smoothing",
+    "objective.length_normalised",
+    "objective.nll",
+    "objective.temperature",
+    "objective.undesirable_weight",
+    "reference",
+    "stage.merge",
+];
+
+/// Data formats that this version does not read.
+const FORMATS: &[&str] = &["preference", "kto", "parallel", "choice", "retrieval", "stepwise"];
+
+/// Values, by key.
+const VALUES: &[(&str, &[&str])] = &[
+    ("adapter.kind", &["bottleneck", "steering"]),
+    ("data.sources.format", FORMATS),
+    ("eval.tasks.format", FORMATS),
+    (
+        "eval.tasks.kind",
+        &["multiple-choice", "retrieval", "similarity", "tokenizer"],
+    ),
+    ("model.device", &["tch", "tch:cuda"]),
+    (
+        "objective.kind",
+        &[
+            "none",
+            "goldfish",
+            "dpo",
+            "robust",
+            "hinge",
+            "ipo",
+            "orpo",
+            "simpo",
+            "cpo",
+            "slic",
+            "kto",
+            "contrastive",
+            "reward",
+            "process-reward",
+        ],
+    ),
+    ("optimizer.kind", &["adamw8bit"]),
+    (
+        "train.early_stop.metric",
+        &[
+            "accuracy",
+            "chrf",
+            "bleu",
+            "retrieval",
+            "fidelity",
+            "mean",
+            "gap",
+            "consistency",
+            "ac3",
+            "mlc",
+        ],
+    ),
+    ("train.parameters", &["new-tokens"]),
+];
+
+/// Whether a later version has this key.
+pub(crate) fn has_key(path: &[String]) -> bool {
+    let key = plain(path);
+    KEYS.contains(&key.as_str())
+}
+
+/// Whether a later version has this value of the key.
+pub(crate) fn has_value(path: &[String], value: &str) -> bool {
+    let key = plain(path);
+    VALUES.iter().any(|(of, values)| *of == key && values.contains(&value))
+}
+
+/// The key without list indices and without the stage it is laid over, unless it is the stage's own.
+fn plain(path: &[String]) -> String {
+    let names: Vec<&str> = path
+        .iter()
+        .map(String::as_str)
+        .filter(|segment| segment.parse::<usize>().is_err())
+        .collect();
+    match names.as_slice() {
+        ["stage", "merge"] => "stage.merge".to_owned(),
+        ["stage", rest @ ..] => rest.join("."),
+        all => all.join("."),
+    }
+}

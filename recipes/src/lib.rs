@@ -1,0 +1,46 @@
+//! The recipe: one TOML file that says what a run does.
+//!
+//! [`Recipe::load`] reads a file, lays `--set` overrides over it, checks every key and value against the JSON Schema that
+//! the types here describe (and against the rules that a schema cannot say), resolves paths, and fills in every default.
+//! What comes out is the resolved [`Recipe`], whose struct and field names equal the table and key names of the TOML
+//! file. [`Recipe::stages`] turns a pipeline into one recipe per stage, [`Recipe::resume_conflicts`] compares a recipe
+//! with that of the run it would resume, [`json_schema`] describes the format to editors, and [`shipped`] holds the
+//! recipes that come with the binary.
+
+mod adapter;
+mod data;
+mod document;
+mod error;
+mod eval;
+mod keys;
+mod later;
+mod model;
+mod objective;
+mod optimizer;
+mod paths;
+mod recipe;
+mod resume;
+mod rules;
+mod schedule;
+mod schema;
+mod selector;
+pub mod shipped;
+mod source;
+mod stage;
+mod train;
+mod values;
+
+pub use adapter::{Adapter, AdapterKind, Targets};
+pub use data::{BadRow, Data, TrainOn, Truncate};
+pub use error::{Place, Problem, RecipeError};
+pub use eval::{Eval, Task, TaskKind};
+pub use model::{Device, Dtype, Init, Model};
+pub use objective::{Objective, ObjectiveKind};
+pub use optimizer::{Optimizer, OptimizerKind};
+pub use recipe::Recipe;
+pub use schedule::{DecayType, Schedule, ScheduleKind};
+pub use schema::json_schema;
+pub use selector::Selector;
+pub use source::{Format, Normalization, Source};
+pub use stage::Stage;
+pub use train::{EarlyStop, Freeze, Length, Memory, Metric, Parameters, Recompute, Train};

@@ -1,0 +1,236 @@
+//! The resolved recipe: what the rest of the program reads.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::adapter::Adapter;
+use crate::data::Data;
+use crate::document::{Document, LENGTHS};
+use crate::error::{Finding, Problem, RecipeError};
+use crate::eval::Eval;
+use crate::model::Model;
+use crate::objective::Objective;
+use crate::optimizer::Optimizer;
+use crate::schedule::Schedule;
+use crate::stage::{self, Stage};
+use crate::train::{Memory, Train};
+use crate::{keys, paths, resume, rules};
+
+/// A fine-tuning run of Interlingua.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Where all randomness comes from: data order, dropout, new weights.
+    #[serde(default = "seed")]
+    pub seed: u64,
+    /// The folder that the run writes into (relative to the recipe file).
+    #[schemars(with = "String", length(min = 1))]
+    pub output: PathBuf,
+    /// The model to start from.
+    #[serde(default)]
+    pub model: Model,
+    /// The adapter to train. Absent: base weights are trained.
+    #[serde(default = "Adapter::none")]
+    pub adapter: Adapter,
+    /// What is learnt from, and how it becomes batches.
+    #[serde(default)]
+    pub data: Data,
+    /// What is minimised.
+    #[serde(default)]
+    pub objective: Objective,
+    /// How gradients change weights.
+    #[serde(default)]
+    pub optimizer: Optimizer,
+    /// The learning rate over the run.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// How long, in what batches, which weights, and how often to save and evaluate.
+    #[serde(default)]
+    pub train: Train,
+    /// What is kept in memory.
+    #[serde(default)]
+    pub memory: Memory,
+    /// What is measured at step 0, every train.eval_every steps, and at the end.
+    #[serde(default)]
+    pub eval: Eval,
+    /// A pipeline: one run per stage, with the stage's keys laid over the rest of the recipe.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stage: Vec<Stage>,
+    /// The recipe file, as given.
+    #[serde(skip)]
+    pub file: PathBuf,
+}
+
+fn seed() -> u64 {
+    42
+}
+
+impl Recipe {
+    /// Reads a recipe file, lays the overrides (`a.b=value`, list elements by index) over it, checks everything, and
+    /// fills in the defaults. Files that the recipe names are not looked at.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is not TOML, or holds wrong keys or values; all of those are reported together.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
+        let file = path.to_owned();
+        let bytes = std::fs::read(path).map_err(|reason| match reason.kind() {
+            ErrorKind::NotFound => RecipeError::Missing { file: file.clone() },
+            _ if path.is_dir() => RecipeError::Folder { file: file.clone() },
+            _ => RecipeError::Unreadable {
+                file: file.clone(),
+                reason,
+            },
+        })?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let valid = error.utf8_error().valid_up_to();
+            let line = error.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count() + 1;
+            RecipeError::NotUtf8 {
+                file: file.clone(),
+                line,
+            }
+        })?;
+        Self::parse(text.strip_prefix('\u{feff}').unwrap_or(&text), path, overrides)
+    }
+
+    /// The same for a text in memory, which stands for the content of `file`.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`], without those of reading the file.
+    pub fn parse(text: &str, file: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
+        let document = Document::parse(text, file, overrides)?;
+        let located = |finding| document.problem(finding);
+        let problems: Vec<Problem> = keys::check(&document.table).into_iter().map(located).collect();
+        fail_if_any(problems)?;
+
+        let mut table = document.table.clone();
+        paths::resolve(&mut table, &paths::folder_of(file));
+        let recipe = Self::read(table, file).map_err(|finding| invalid(vec![located(finding)]))?;
+        if recipe.stage.is_empty() {
+            fail_if_any(rules::check(&recipe).into_iter().map(located).collect())?;
+            return Ok(recipe);
+        }
+        let mut problems = Vec::new();
+        for (index, stage) in stage::expand(&recipe, &recipe.to_table()?).into_iter().enumerate() {
+            let name = &recipe.stage[index].name;
+            let findings = stage.err().unwrap_or_default();
+            problems.extend(
+                findings
+                    .into_iter()
+                    .map(|finding| document.stage_problem(index, name, finding)),
+            );
+        }
+        fail_if_any(problems)?;
+        Ok(recipe)
+    }
+
+    /// One recipe per stage, in the order they run: the stage's keys laid over the rest, the output folder
+    /// `output/NAME`, and the model or the adapter of the stage it goes on from. A recipe without stages is its own.
+    ///
+    /// # Errors
+    /// When a stage's recipe is wrong; never for a loaded recipe, whose stages were checked.
+    pub fn stages(&self) -> Result<Vec<Self>, RecipeError> {
+        if self.stage.is_empty() {
+            return Ok(vec![self.clone()]);
+        }
+        let document = Document::parse("", &self.file, &[])?;
+        let expanded = stage::expand(self, &self.to_table()?)
+            .into_iter()
+            .zip(&self.stage)
+            .enumerate();
+        expanded
+            .map(|(index, (recipe, stage))| {
+                recipe.map_err(|findings| {
+                    let located = |finding| document.stage_problem(index, &stage.name, finding);
+                    invalid(findings.into_iter().map(located).collect())
+                })
+            })
+            .collect()
+    }
+
+    /// The resolved recipe as TOML, with every default filled in. Loading it gives an equal recipe (but for `file`).
+    ///
+    /// # Errors
+    /// When a number made in code does not fit into TOML; never for a loaded recipe.
+    pub fn to_toml(&self) -> Result<String, RecipeError> {
+        Ok(toml::to_string(self)?)
+    }
+
+    /// The dotted keys that keep this recipe from resuming a run that was started with `saved`: all that differ, but
+    /// for steps, epochs, tokens, evaluation, logging, checkpoint, memory, device and distributed keys. Paths are equal
+    /// also when they moved together with the output folder.
+    ///
+    /// # Errors
+    /// When a number made in code does not fit into TOML; never for loaded recipes.
+    pub fn resume_conflicts(&self, saved: &Self) -> Result<Vec<String>, RecipeError> {
+        resume::conflicts(self, saved)
+    }
+
+    pub(crate) fn to_table(&self) -> Result<Table, RecipeError> {
+        Ok(Table::try_from(self)?)
+    }
+
+    /// Reads a checked table and applies the rules.
+    pub(crate) fn finish(table: Table, file: &Path) -> Result<Self, Vec<Finding>> {
+        let recipe = Self::read(table, file).map_err(|finding| vec![finding])?;
+        let findings = rules::check(&recipe);
+        if findings.is_empty() { Ok(recipe) } else { Err(findings) }
+    }
+
+    /// Reads a checked table, and fills in the defaults that depend on other keys.
+    fn read(table: Table, file: &Path) -> Result<Self, Finding> {
+        let has_length = LENGTHS
+            .iter()
+            .any(|length| table.get("train").and_then(|train| train.get(length)).is_some());
+        let mut recipe: Self = Value::Table(table)
+            .try_into()
+            .map_err(|error: toml::de::Error| Finding {
+                path: Vec::new(),
+                message: format!("{}.", error.message()),
+            })?;
+        file.clone_into(&mut recipe.file);
+        if !has_length {
+            recipe.train.epochs = Some(1.0);
+        }
+        for source in &mut recipe.data.sources {
+            default_name(&mut source.name, &source.path);
+        }
+        for task in &mut recipe.eval.tasks {
+            default_name(&mut task.name, &task.path);
+        }
+        Ok(recipe)
+    }
+}
+
+/// The file's name without its ending.
+fn default_name(name: &mut String, path: &Path) {
+    if name.is_empty() {
+        *name = path
+            .file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned())
+            .unwrap_or_default();
+    }
+}
+
+fn invalid(problems: Vec<Problem>) -> RecipeError {
+    RecipeError::Invalid { problems }
+}
+
+/// Reports problems in the order of the file, each once.
+fn fail_if_any(mut problems: Vec<Problem>) -> Result<(), RecipeError> {
+    problems.sort_by(|one, other| one.place.cmp(&other.place));
+    let mut seen = Vec::new();
+    problems.retain(|problem| {
+        let new = !seen.contains(problem);
+        seen.push(problem.clone());
+        new
+    });
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(invalid(problems))
+    }
+}

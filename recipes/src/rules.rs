@@ -1,0 +1,221 @@
+//! What a recipe must hold beyond what a schema can say.
+
+use std::path::Path;
+
+use oxilangtag::LanguageTag;
+
+use crate::adapter::{AdapterKind, Targets};
+use crate::document::LENGTHS;
+use crate::error::Finding;
+use crate::eval::{Task, TaskKind};
+use crate::recipe::Recipe;
+use crate::selector::Selector;
+use crate::source::Format;
+use crate::train::{Metric, Parameters};
+
+/// Everything that is wrong with a recipe of one stage whose keys and values have passed the schema.
+pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    model_and_adapter(recipe, &mut findings);
+    sources(recipe, &mut findings);
+    lengths(recipe, &mut findings);
+    tasks(recipe, &mut findings);
+    early_stop(recipe, &mut findings);
+    patterns(recipe, &mut findings);
+    findings
+}
+
+fn model_and_adapter(recipe: &Recipe, findings: &mut Vec<Finding>) {
+    if recipe.output.as_os_str().is_empty() {
+        findings.push(Finding::at(
+            "output",
+            "is empty. Name the folder that the run writes into.",
+        ));
+    }
+    if recipe.model.path.is_empty() {
+        let message = "is missing. Write `path = …` in [model] with a model folder or a hub id.";
+        findings.push(Finding::at("model.path", message));
+    }
+    if recipe.adapter.kind == AdapterKind::None && recipe.adapter.init_from.is_some() {
+        let message = "names an adapter to go on from, but `adapter.kind` is \"none\". Set the kind, or leave it out.";
+        findings.push(Finding::at("adapter.init_from", message));
+    }
+}
+
+fn sources(recipe: &Recipe, findings: &mut Vec<Finding>) {
+    let sources = &recipe.data.sources;
+    if sources.is_empty() {
+        let message = "is missing, so there is nothing to learn from. Write [[data.sources]] with a path and a format.";
+        findings.push(Finding::at("data.sources", message));
+    }
+    let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
+    unique_names("data.sources", &names, findings);
+    for (index, source) in sources.iter().enumerate() {
+        let key = format!("data.sources.{index}");
+        glob(&format!("{key}.path"), &source.path, findings);
+        languages(&key, source.lang.as_deref(), source.lang_field.as_deref(), findings);
+    }
+}
+
+fn lengths(recipe: &Recipe, findings: &mut Vec<Finding>) {
+    let train = &recipe.train;
+    let given = [train.steps.is_some(), train.epochs.is_some(), train.tokens.is_some()];
+    let given: Vec<&str> = LENGTHS
+        .into_iter()
+        .zip(given)
+        .filter(|(_, given)| *given)
+        .map(|(name, _)| name)
+        .collect();
+    if let [first, second, ..] = given.as_slice() {
+        let message = format!("and `train.{first}` both say how long the run is. Keep one of them.");
+        findings.push(Finding::at(&format!("train.{second}"), &message));
+    }
+    let schedule = &recipe.schedule;
+    for (key, value) in [
+        ("warmup", schedule.warmup),
+        ("num_decay_steps", schedule.num_decay_steps),
+    ] {
+        if value >= 1.0 && value.fract() != 0.0 {
+            let message = format!("is {value}, but must be a fraction below 1 of the run or a whole number of steps.");
+            findings.push(Finding::at(&format!("schedule.{key}"), &message));
+        }
+    }
+}
+
+fn tasks(recipe: &Recipe, findings: &mut Vec<Finding>) {
+    let tasks = &recipe.eval.tasks;
+    let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
+    unique_names("eval.tasks", &names, findings);
+    for (index, task) in tasks.iter().enumerate() {
+        let key = format!("eval.tasks.{index}");
+        glob(&format!("{key}.path"), &task.path, findings);
+        languages(&key, task.lang.as_deref(), task.lang_field.as_deref(), findings);
+        task_languages(&key, task, findings);
+        if task.kind == TaskKind::Generate && matches!(task.format, Format::Text | Format::Tokens) {
+            let message = "has no question to answer, but the task's kind is \"generate\". \
+                           Use alpaca, sharegpt, messages or prompt-completion, or kind = \"perplexity\".";
+            findings.push(Finding::at(&format!("{key}.format"), message));
+        }
+    }
+}
+
+fn task_languages(key: &str, task: &Task, findings: &mut Vec<Finding>) {
+    if task.path.to_string_lossy().contains("{lang}") && task.languages.is_empty() {
+        let message = "has {lang} in it, but the task names no languages. Write languages = [\"en\", …].";
+        findings.push(Finding::at(&format!("{key}.path"), message));
+    }
+    for (index, language) in task.languages.iter().enumerate() {
+        let key = format!("{key}.languages.{index}");
+        tag(&key, language, findings);
+        if task.languages[..index].contains(language) {
+            findings.push(Finding::at(
+                &key,
+                &format!("names {language:?} a second time. Keep one."),
+            ));
+        }
+    }
+}
+
+fn early_stop(recipe: &Recipe, findings: &mut Vec<Finding>) {
+    let early_stop = &recipe.train.early_stop;
+    if early_stop.patience == 0 {
+        return;
+    }
+    let measures = |kind| recipe.eval.tasks.iter().any(|task| task.kind == kind);
+    let (measured, advice) = match early_stop.metric {
+        Metric::ExactMatch => (
+            measures(TaskKind::Generate),
+            "Add a task of kind \"generate\" to [[eval.tasks]].",
+        ),
+        Metric::Loss | Metric::Perplexity | Metric::BitsPerByte => (
+            recipe.data.holdout > 0.0 || measures(TaskKind::Perplexity),
+            "Set data.holdout, or add a task of kind \"perplexity\" to [[eval.tasks]].",
+        ),
+    };
+    if !measured {
+        let message = format!(
+            "waits for {:?}, but nothing measures that. {advice}",
+            early_stop.metric.name()
+        );
+        findings.push(Finding::at("train.early_stop", &message));
+    }
+    if recipe.train.eval_every == 0 {
+        let message = "needs evaluations, but `train.eval_every` is 0. Set it to a number of steps.";
+        findings.push(Finding::at("train.early_stop", message));
+    }
+}
+
+fn patterns(recipe: &Recipe, findings: &mut Vec<Finding>) {
+    let mut regex = |key: &str, checked: Result<(), regex::Error>| {
+        if let Err(error) = checked {
+            // The last line of the parser's message says what is wrong; those before it draw an arrow.
+            let reason = error.to_string();
+            let reason = reason
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .trim_start_matches("error: ")
+                .to_owned();
+            findings.push(Finding::at(
+                key,
+                &format!("is not a regular expression: {reason}. Correct what follows \"re:\"."),
+            ));
+        }
+    };
+    if let Targets::Regex(pattern) = &recipe.adapter.targets {
+        regex("adapter.targets", Selector::from_regex(pattern).map(drop));
+    }
+    if let Parameters::Regex(pattern) = &recipe.train.parameters {
+        regex("train.parameters", Selector::from_regex(pattern).map(drop));
+    }
+    for (index, freeze) in recipe.train.freeze.iter().enumerate() {
+        regex(&format!("train.freeze.{index}.match"), freeze.selector().map(drop));
+    }
+}
+
+fn unique_names(list: &str, names: &[&str], findings: &mut Vec<Finding>) {
+    for (index, name) in names.iter().enumerate() {
+        if let Some(first) = names[..index].iter().position(|other| other == name) {
+            let message = format!("is {name:?}, as is `{list}.{first}.name`. Give each a name of its own.");
+            findings.push(Finding::at(&format!("{list}.{index}.name"), &message));
+        }
+    }
+}
+
+fn glob(key: &str, path: &Path, findings: &mut Vec<Finding>) {
+    let path = path.to_string_lossy();
+    if path.contains(['*', '?'])
+        && let Err(error) = glob::Pattern::new(&path)
+    {
+        findings.push(Finding::at(
+            key,
+            &format!("is not a glob: {}. Correct the pattern, or name a file.", error.msg),
+        ));
+    }
+}
+
+fn languages(key: &str, lang: Option<&str>, lang_field: Option<&str>, findings: &mut Vec<Finding>) {
+    if let Some(lang) = lang {
+        tag(&format!("{key}.lang"), lang, findings);
+        if lang_field.is_some() {
+            let message = format!("and `{key}.lang` both say the language of the rows. Keep one of them.");
+            findings.push(Finding::at(&format!("{key}.lang_field"), &message));
+        }
+    }
+}
+
+fn tag(key: &str, language: &str, findings: &mut Vec<Finding>) {
+    if LanguageTag::parse(language).is_ok() {
+        return;
+    }
+    let hyphens = language.replace('_', "-");
+    let advice = if hyphens != language && LanguageTag::parse(hyphens.as_str()).is_ok() {
+        format!("Write {hyphens:?}.")
+    } else {
+        "Write a tag such as \"en\", \"sw\", \"pt-BR\" or \"zh-Hant\".".to_owned()
+    };
+    findings.push(Finding::at(
+        key,
+        &format!("is {language:?}, which is not a well-formed BCP-47 language tag. {advice}"),
+    ));
+}

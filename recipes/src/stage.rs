@@ -1,0 +1,170 @@
+//! `[[stage]]`: a pipeline of runs, each with keys of its own laid over the rest of the recipe.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::adapter::AdapterKind;
+use crate::document::LENGTHS;
+use crate::error::Finding;
+use crate::keys;
+use crate::recipe::Recipe;
+use crate::train::Parameters;
+
+/// One stage of a pipeline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    /// Name of the stage, and of its folder in `output`.
+    pub name: String,
+    /// The stage whose model or adapter this one goes on from; `None`: the stage before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The recipe keys that are laid over the rest.
+    #[serde(flatten)]
+    pub overlay: Table,
+}
+
+impl JsonSchema for Stage {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Stage".into()
+    }
+
+    /// Filled in by `schema.rs`, which has the keys of a recipe.
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "object" })
+    }
+}
+
+/// What a stage is made of: its recipe, or what is wrong with it.
+pub(crate) type Expanded = Result<Recipe, Vec<Finding>>;
+
+/// One recipe per stage, in order; the recipe itself when it has no stages. `base` is the recipe as a table.
+pub(crate) fn expand(recipe: &Recipe, base: &Table) -> Vec<Expanded> {
+    let mut expanded: Vec<Expanded> = Vec::new();
+    for (index, stage) in recipe.stage.iter().enumerate() {
+        let next = source(recipe, index).and_then(|from| {
+            let from = match from.map(|from| &expanded[from]) {
+                // What is wrong there was already said there.
+                Some(Err(_)) => return Err(Vec::new()),
+                Some(Ok(from)) => Some(from),
+                None => None,
+            };
+            one(recipe, base, stage, from)
+        });
+        expanded.push(next);
+    }
+    expanded
+}
+
+/// The index of the stage that this one goes on from.
+fn source(recipe: &Recipe, index: usize) -> Result<Option<usize>, Vec<Finding>> {
+    let stage = &recipe.stage[index];
+    let earlier: Vec<&str> = recipe.stage[..index].iter().map(|stage| stage.name.as_str()).collect();
+    if earlier.contains(&stage.name.as_str()) {
+        let message = format!(
+            "is {:?}, as is that of a stage before it. Give each a name of its own.",
+            stage.name
+        );
+        return Err(vec![Finding::at("name", &message)]);
+    }
+    let Some(from) = &stage.from else {
+        return Ok(index.checked_sub(1));
+    };
+    earlier.iter().position(|name| name == from).map(Some).ok_or_else(|| {
+        let advice = match (keys::nearest(from, &earlier), earlier.as_slice()) {
+            (Some(name), _) => format!("Did you mean {name:?}?"),
+            (None, []) => "This is the first stage: leave `from` out.".to_owned(),
+            (None, names) => format!("The stages before are {}.", names.join(", ")),
+        };
+        vec![Finding::at(
+            "from",
+            &format!("is {from:?}, which is no stage before this one. {advice}"),
+        )]
+    })
+}
+
+fn one(recipe: &Recipe, base: &Table, stage: &Stage, from: Option<&Recipe>) -> Expanded {
+    let mut table = base.clone();
+    table.remove("stage");
+    lay_over(&mut table, &stage.overlay);
+    let output = recipe.output.join(&stage.name);
+    table.insert(
+        "output".to_owned(),
+        Value::String(output.to_string_lossy().into_owned()),
+    );
+    if let Some(from) = from {
+        go_on_from(&mut table, &stage.overlay, from)?;
+    }
+    Recipe::finish(table, &recipe.file)
+}
+
+/// Lays tables over tables, key by key; anything else takes the place of what was there.
+fn lay_over(below: &mut Table, above: &Table) {
+    for (key, value) in above {
+        match (below.get_mut(key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => {
+                if key == "train" && LENGTHS.iter().any(|length| above.contains_key(*length)) {
+                    LENGTHS.iter().for_each(|length| drop(below.remove(*length)));
+                }
+                // `[adapter]` without a kind means LoRA, also over a recipe that trains base weights.
+                if key == "adapter" && below.get("kind").and_then(Value::as_str) == Some("none") {
+                    below.remove("kind");
+                }
+                lay_over(below, above);
+            }
+            _ => drop(below.insert(key.clone(), value.clone())),
+        }
+    }
+}
+
+/// Feeds what an earlier stage trained to this one, except where this one says itself what it starts from.
+fn go_on_from(table: &mut Table, overlay: &Table, from: &Recipe) -> Result<(), Vec<Finding>> {
+    let own = |of: &str, key: &str| {
+        overlay
+            .get(of)
+            .and_then(Value::as_table)
+            .is_some_and(|of| of.contains_key(key))
+    };
+    let text = |path: std::path::PathBuf| Value::String(path.to_string_lossy().into_owned());
+    let trained_base = from.adapter.kind == AdapterKind::None;
+    let adapter = table.get("adapter").and_then(Value::as_table);
+    let has_adapter = adapter.is_some_and(|adapter| adapter.get("kind").and_then(Value::as_str) != Some("none"));
+    if !own("model", "path") {
+        if !(trained_base || has_adapter) {
+            let message = "`model.path` is not set, and the stage this one goes on from leaves an adapter, while this one trains base \
+                           weights. Set it to a model folder, or train an adapter here too.";
+            return Err(vec![Finding {
+                path: vec!["from".to_owned()],
+                message: message.to_owned(),
+            }]);
+        }
+        if !trained_base && from.train.parameters != Parameters::Auto && !own("adapter", "init_from") {
+            let message = "`model.path` is not set, and the stage this one goes on from trains an adapter and chosen parameters. \
+                           Set `model.path` and `adapter.init_from` to what it should start from.";
+            return Err(vec![Finding {
+                path: vec!["from".to_owned()],
+                message: message.to_owned(),
+            }]);
+        }
+        let path = if trained_base {
+            text(from.output.join("model"))
+        } else {
+            Value::String(from.model.path.clone())
+        };
+        let model = table.entry("model").or_insert_with(|| Value::Table(Table::new()));
+        if let Value::Table(model) = model {
+            model.insert("path".to_owned(), path);
+            if trained_base && !own("model", "init") {
+                model.insert("init".to_owned(), Value::String("weights".to_owned()));
+            }
+        }
+    }
+    if !trained_base
+        && has_adapter
+        && !own("adapter", "init_from")
+        && let Some(Value::Table(adapter)) = table.get_mut("adapter")
+    {
+        adapter.insert("init_from".to_owned(), text(from.output.join("adapter")));
+    }
+    Ok(())
+}

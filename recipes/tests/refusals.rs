@@ -1,0 +1,214 @@
+//! Wrong recipes, each with the exact message that its author reads.
+
+use std::path::Path;
+
+use insta::assert_snapshot;
+use interlingua_recipes::{Recipe, RecipeError};
+
+const GOOD: &str = r#"
+output = "out"
+[model]
+path = "org/name"
+[[data.sources]]
+path = "rows.jsonl"
+format = "alpaca"
+"#;
+
+fn refusal(text: &str, overrides: &[&str]) -> String {
+    let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+    match Recipe::parse(text, Path::new("my.toml"), &overrides) {
+        Ok(recipe) => panic!("was accepted: {recipe:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// The refusal of a good recipe with these lines behind it.
+fn with(lines: &str) -> String {
+    refusal(&format!("{GOOD}{lines}"), &[])
+}
+
+/// The refusal of a good recipe with this override.
+fn set(text: &str) -> String {
+    refusal(GOOD, &[text])
+}
+
+#[test]
+fn unknown_keys() {
+    assert_snapshot!(with("[adapter]\nrnak = 8"), @r#"my.toml:9: `adapter.rnak` is not a recipe key. Did you mean `rank`?"#);
+    assert_snapshot!(with("[adaptor]\nrank = 8"), @r#"my.toml:8: `adaptor` is not a recipe key. Did you mean `adapter`?"#);
+    assert_snapshot!(with("[train]\nlearning_rate = 1e-4"), @r#"my.toml:9: `train.learning_rate` is not a recipe key. Did you mean `optimizer.learning_rate`?"#);
+    assert_snapshot!(with("[memory]\nwindow = 1"), @r#"my.toml:9: `memory.window` is not a recipe key. Known here: recompute."#);
+    assert_snapshot!(with("[[data.sources]]\npath = \"x\"\nformat = \"text\"\nlangfield = \"x\""), @r#"my.toml:11: `data.sources.1.langfield` is not a recipe key. Did you mean `lang_field`?"#);
+    assert_snapshot!(set("optimizer.lerning-rate=1"), @r#"--set optimizer.lerning-rate=1: `optimizer.lerning-rate` is not a recipe key. Did you mean `learning_rate`?"#);
+}
+
+#[test]
+fn keys_and_values_of_later_versions() {
+    assert_snapshot!(with("[model.quantization]\nscheme = \"nf4\""), @r#"my.toml:8: `model.quantization` is not in this version of Interlingua yet. Leave it out."#);
+    assert_snapshot!(with("[data.mix]\nby = \"language\""), @r#"my.toml:8: `data.mix` is not in this version of Interlingua yet. Leave it out."#);
+    assert_snapshot!(set("adapter.kind=bottleneck"), @r#"--set adapter.kind=bottleneck: `adapter.kind` is "bottleneck", which this version of Interlingua does not have yet. Use "lora", "dora" or "none"."#);
+    assert_snapshot!(set("objective.kind=dpo"), @r#"--set objective.kind=dpo: `objective.kind` is "dpo", which this version of Interlingua does not have yet. Use "sft"."#);
+    assert_snapshot!(set("model.device=tch"), @r#"--set model.device=tch: `model.device` is "tch", which this version of Interlingua does not have yet. Use "auto", "cpu", "cuda", or "cuda:N" with a GPU's index."#);
+    assert_snapshot!(set("train.parameters=new-tokens"), @r#"--set train.parameters=new-tokens: `train.parameters` is "new-tokens", which this version of Interlingua does not have yet. Use "auto", a list of parameter names, or "re:" and a regular expression."#);
+    assert_snapshot!(set("data.sources.0.format=kto"), @r#"--set data.sources.0.format=kto: `data.sources.0.format` is "kto", which this version of Interlingua does not have yet. Use "alpaca", "sharegpt", "messages", "prompt-completion", "text" or "tokens"."#);
+    assert_snapshot!(with("[[stage]]\nname = \"a\"\nreference = { adapter = \"off\" }\nmerge = {}"), @r#"
+    my.toml:10: `stage.0.reference` is not in this version of Interlingua yet. Leave it out.
+    my.toml:11: `stage.0.merge` is not in this version of Interlingua yet. Leave it out.
+    "#);
+}
+
+#[test]
+fn wrong_types() {
+    assert_snapshot!(with("[adapter]\nrank = \"8\""), @r#"my.toml:9: `adapter.rank` is "8", but must be a whole number of at least 1. Write 8 without quotes."#);
+    assert_snapshot!(with("[adapter]\nrank = 8.0"), @r#"my.toml:9: `adapter.rank` is 8.0, but must be a whole number of at least 1. Write 8."#);
+    assert_snapshot!(with("[adapter]\nrslora = \"yes\""), @r#"my.toml:9: `adapter.rslora` is "yes", but must be true or false."#);
+    assert_snapshot!(with("[adapter]\ntargets = \"q_proj\""), @r#"my.toml:9: `adapter.targets` is "q_proj", but must be "all-linear", a list of module names, or "re:" and a regular expression."#);
+    assert_snapshot!(with("[adapter]\ntargets = []"), @r#"my.toml:9: `adapter.targets` is an empty list, but must be "all-linear", a list of module names, or "re:" and a regular expression."#);
+    assert_snapshot!(with("[adapter]\nmodules_to_save = \"lm_head\""), @r#"my.toml:9: `adapter.modules_to_save` is "lm_head", but must be a list, each element a text. Write ["lm_head"]."#);
+    assert_snapshot!(with("[optimizer]\nbetas = [0.9]"), @r#"my.toml:9: `optimizer.betas` is a list of 1, but must be a list of 2, each a number of at least 0 and below 1."#);
+    assert_snapshot!(with("[train.early_stop]\nmetric = 3"), @r#"my.toml:9: `train.early_stop.metric` is 3, but must be "loss", "perplexity", "bits_per_byte" or "exact_match"."#);
+    assert_snapshot!(with("[[train]]\nsteps = 3"), @r#"my.toml:8: `train` is a list of 1, but must be a table. Write [train] in place of [[train]]."#);
+    assert_snapshot!(set("data.sources={path=\"x\"}"), @r#"--set data.sources={path="x"}: `data.sources` is a table, but must be a list, each element a table. Write [[data.sources]] in place of [data.sources]."#);
+    assert_snapshot!(set("data.sources.0.name=3"), @r#"--set data.sources.0.name=3: `data.sources.0.name` is 3, but must be a text. Put it in quotes."#);
+    assert_snapshot!(set("data.sources.0.fields={prompt=3}"), @r#"--set data.sources.0.fields={prompt=3}: `data.sources.0.fields.prompt` is 3, but must be a text. Put it in quotes."#);
+}
+
+#[test]
+fn values_out_of_range() {
+    assert_snapshot!(set("seed=-1"), @r#"--set seed=-1: `seed` is -1, but must be a whole number of at least 0."#);
+    assert_snapshot!(set("output="), @r#"--set output=: `output` is "", but must be a text that is not empty."#);
+    assert_snapshot!(set("adapter.rank=0"), @r#"--set adapter.rank=0: `adapter.rank` is 0, but must be a whole number of at least 1."#);
+    assert_snapshot!(set("adapter.alpha=0"), @r#"--set adapter.alpha=0: `adapter.alpha` is 0, but must be a number above 0."#);
+    assert_snapshot!(set("adapter.dropout=1.0"), @r#"--set adapter.dropout=1.0: `adapter.dropout` is 1.0, but must be a number of at least 0 and below 1."#);
+    assert_snapshot!(set("data.holdout=1"), @r#"--set data.holdout=1: `data.holdout` is 1, but must be a number of at least 0 and below 1."#);
+    assert_snapshot!(set("data.max_length=1"), @r#"--set data.max_length=1: `data.max_length` is 1, but must be a whole number of at least 2."#);
+    assert_snapshot!(set("train.batch_size=0"), @r#"--set train.batch_size=0: `train.batch_size` is 0, but must be a whole number of at least 1."#);
+    assert_snapshot!(set("train.epochs=0"), @r#"--set train.epochs=0: `train.epochs` is 0, but must be a number above 0."#);
+    assert_snapshot!(set("optimizer.learning_rate=-1e-4"), @r#"--set optimizer.learning_rate=-1e-4: `optimizer.learning_rate` is -0.0001, but must be a number of at least 0."#);
+    assert_snapshot!(set("optimizer.learning_rate=inf"), @r#"--set optimizer.learning_rate=inf: `optimizer.learning_rate` is inf, but must be a number of at least 0. Write a finite number."#);
+    assert_snapshot!(set("optimizer.learning_rate=nan"), @r#"--set optimizer.learning_rate=nan: `optimizer.learning_rate` is NaN, but must be a number of at least 0. Write a finite number."#);
+    assert_snapshot!(set("optimizer.betas=[0.9, 1.0]"), @r#"--set optimizer.betas=[0.9, 1.0]: `optimizer.betas.1` is 1.0, but must be a number of at least 0 and below 1."#);
+    assert_snapshot!(set("optimizer.eps=0"), @r#"--set optimizer.eps=0: `optimizer.eps` is 0, but must be a number above 0."#);
+    assert_snapshot!(set("schedule.warmup=1.5"), @r#"--set schedule.warmup=1.5: `schedule.warmup` is 1.5, but must be a fraction below 1 of the run or a whole number of steps."#);
+    assert_snapshot!(set("schedule.min_ratio=2"), @r#"--set schedule.min_ratio=2: `schedule.min_ratio` is 2, but must be a number from 0 to 1."#);
+    assert_snapshot!(set("train.freeze=[{match='x', until=2}]"), @r#"--set train.freeze=[{match='x', until=2}]: `train.freeze.0.until` is 2, but must be a number above 0 and of at most 1."#);
+    assert_snapshot!(set("model.device=cuda:x"), @r#"--set model.device=cuda:x: `model.device` is "cuda:x", but must be "auto", "cpu", "cuda", or "cuda:N" with a GPU's index."#);
+}
+
+#[test]
+fn unknown_words() {
+    assert_snapshot!(set("data.truncate=rigth"), @r#"--set data.truncate=rigth: `data.truncate` is "rigth", but must be "right" or "drop". Did you mean "right"?"#);
+    assert_snapshot!(set("model.dtype=float32"), @r#"--set model.dtype=float32: `model.dtype` is "float32", but must be "auto", "f32", "bf16" or "f16"."#);
+    assert_snapshot!(set("schedule.kind=cosin"), @r#"--set schedule.kind=cosin: `schedule.kind` is "cosin", but must be "constant", "linear", "cosine", "inverse_sqrt", "polynomial" or "wsd". Did you mean "cosine"?"#);
+    assert_snapshot!(set("data.sources.0.normalize=[\"nfd\"]"), @r#"--set data.sources.0.normalize=["nfd"]: `data.sources.0.normalize.0` is "nfd", but must be "nfc", "nfkc" or "arabic-letters". Did you mean "nfc"?"#);
+}
+
+#[test]
+fn what_is_missing() {
+    assert_snapshot!(refusal("", &[]), @r#"my.toml: `output` is missing. Write `output = …` with a text that is not empty."#);
+    assert_snapshot!(refusal("output = \"out\"", &[]), @r#"
+    my.toml: `model.path` is missing. Write `path = …` in [model] with a model folder or a hub id.
+    my.toml: `data.sources` is missing, so there is nothing to learn from. Write [[data.sources]] with a path and a format.
+    "#);
+    assert_snapshot!(with("[[data.sources]]\nname = \"two\""), @r#"
+    my.toml:8: `data.sources.1.path` is missing. Write `path = …` with a text that is not empty.
+    my.toml:8: `data.sources.1.format` is missing. Write `format = …` with "alpaca", "sharegpt", "messages", "prompt-completion", "text" or "tokens".
+    "#);
+}
+
+#[test]
+fn what_does_not_go_together() {
+    assert_snapshot!(with("[train]\nsteps = 10\nepochs = 3"), @r#"my.toml:10: `train.epochs` and `train.steps` both say how long the run is. Keep one of them."#);
+    assert_snapshot!(with("[[data.sources]]\npath = \"deeper/rows.json\"\nformat = \"text\""), @r#"my.toml:8: `data.sources.1.name` is "rows", as is `data.sources.0.name`. Give each a name of its own."#);
+    assert_snapshot!(with("lang = \"en\"\nlang_field = \"language\""), @r#"my.toml:9: `data.sources.0.lang_field` and `data.sources.0.lang` both say the language of the rows. Keep one of them."#);
+    assert_snapshot!(set("data.sources.0.lang=pt_BR"), @r#"--set data.sources.0.lang=pt_BR: `data.sources.0.lang` is "pt_BR", which is not a well-formed BCP-47 language tag. Write "pt-BR"."#);
+    assert_snapshot!(set("data.sources.0.lang=klingonese"), @r#"--set data.sources.0.lang=klingonese: `data.sources.0.lang` is "klingonese", which is not a well-formed BCP-47 language tag. Write a tag such as "en", "sw", "pt-BR" or "zh-Hant"."#);
+    assert_snapshot!(set("data.sources.0.path=a/***.jsonl"), @r#"--set data.sources.0.path=a/***.jsonl: `data.sources.0.path` is not a glob: wildcards are either regular `*` or recursive `**`. Correct the pattern, or name a file."#);
+    assert_snapshot!(set("adapter.targets=re:(q|k"), @r#"--set adapter.targets=re:(q|k: `adapter.targets` is not a regular expression: unclosed group. Correct what follows "re:"."#);
+    assert_snapshot!(set("train.parameters=re:layers[9"), @r#"--set train.parameters=re:layers[9: `train.parameters` is not a regular expression: unclosed character class. Correct what follows "re:"."#);
+    assert_snapshot!(set("train.early_stop.patience=2"), @r#"my.toml: `train.early_stop` waits for "loss", but nothing measures that. Set data.holdout, or add a task of kind "perplexity" to [[eval.tasks]]."#);
+    assert_snapshot!(with("[adapter]\nkind = \"none\"\ninit_from = \"runs/a/adapter\""), @r#"my.toml:10: `adapter.init_from` names an adapter to go on from, but `adapter.kind` is "none". Set the kind, or leave it out."#);
+    assert_snapshot!(
+        with("[[eval.tasks]]\nname = \"a\"\nkind = \"generate\"\npath = \"x.{lang}.jsonl\"\nformat = \"text\""),
+        @r#"
+        my.toml:11: `eval.tasks.0.path` has {lang} in it, but the task names no languages. Write languages = ["en", …].
+        my.toml:12: `eval.tasks.0.format` has no question to answer, but the task's kind is "generate". Use alpaca, sharegpt, messages or prompt-completion, or kind = "perplexity".
+        "#
+    );
+    assert_snapshot!(
+        with("[[eval.tasks]]\nkind = \"perplexity\"\npath = \"x.jsonl\"\nformat = \"text\"\nlanguages = [\"en\", \"xx-\", \"en\"]"),
+        @r#"
+        my.toml:12: `eval.tasks.0.languages.1` is "xx-", which is not a well-formed BCP-47 language tag. Write a tag such as "en", "sw", "pt-BR" or "zh-Hant".
+        my.toml:12: `eval.tasks.0.languages.2` names "en" a second time. Keep one.
+        "#
+    );
+}
+
+#[test]
+fn overrides_that_cannot_be_laid_over() {
+    assert_snapshot!(set("train.steps"), @r#"--set train.steps: there is no value. Write --set KEY=VALUE, such as --set train.steps=100."#);
+    assert_snapshot!(set("=3"), @r#"--set =3: "" is no key. Write --set KEY=VALUE, such as --set train.steps=100."#);
+    assert_snapshot!(set("data.sources.1.path=x"), @r#"--set data.sources.1.path=x: `sources` is a list of 1. Use an index below 1 in place of "1"."#);
+    assert_snapshot!(set("data.sources.first.path=x"), @r#"--set data.sources.first.path=x: `sources` is a list of 1. Use an index below 1 in place of "first"."#);
+    assert_snapshot!(set("output.x=3"), @r#"--set output.x=3: `output` is a single value, with no keys in it. Set `output` itself."#);
+    assert_snapshot!(set("adapter.targets=[q_proj]"), @r#"--set adapter.targets=[q_proj]: [q_proj] is not a TOML value: string values must be quoted, expected literal string. Put texts in quotes, also inside lists."#);
+}
+
+#[test]
+fn text_that_is_no_toml() {
+    assert_snapshot!(refusal("output = \"out\"\n[model\npath = 3", &[]), @r#"my.toml:2:7: the recipe is not valid TOML: unclosed table, expected `]`."#);
+    assert_snapshot!(refusal("seed = 1\nseed = 2", &[]), @r#"my.toml:2:1: the recipe is not valid TOML: duplicate key."#);
+    assert_snapshot!(refusal("output = out", &[]), @r#"my.toml:1:10: the recipe is not valid TOML: string values must be quoted, expected literal string."#);
+    assert_snapshot!(refusal("seed = 99999999999999999999", &[]), @r#"my.toml:1:8: the recipe is not valid TOML: this number does not fit into 64 bits, write a smaller one."#);
+}
+
+#[test]
+fn all_problems_are_reported_together_in_the_order_of_the_file() {
+    let text = "output = 3\n[train]\nbatch_size = 0\n[model]\npth = \"x\"\n[adapter]\nrank = 0";
+    assert_snapshot!(refusal(text, &["seed=x"]), @r#"
+    my.toml:1: `output` is 3, but must be a text that is not empty. Put it in quotes.
+    my.toml:3: `train.batch_size` is 0, but must be a whole number of at least 1.
+    my.toml:5: `model.pth` is not a recipe key. Did you mean `path`?
+    my.toml:7: `adapter.rank` is 0, but must be a whole number of at least 1.
+    --set seed=x: `seed` is "x", but must be a whole number of at least 0.
+    "#);
+}
+
+#[test]
+fn stages() {
+    let stages = |text: &str| with(&format!("[adapter]\nrank = 4\n[[stage]]\nname = \"one\"\n{text}"));
+    assert_snapshot!(stages("[[stage]]\nname = \"one\""), @r#"my.toml:13: stage `one`: `name` is "one", as is that of a stage before it. Give each a name of its own."#);
+    assert_snapshot!(stages("from = \"zero\""), @r#"my.toml:12: stage `one`: `from` is "zero", which is no stage before this one. This is the first stage: leave `from` out."#);
+    assert_snapshot!(stages("[[stage]]\nname = \"two\"\nfrom = \"onne\""), @r#"my.toml:14: stage `two`: `from` is "onne", which is no stage before this one. Did you mean "one"?"#);
+    assert_snapshot!(stages("[stage.adapter]\nrnk = 4"), @r#"my.toml:13: `stage.0.adapter.rnk` is not a recipe key. Did you mean `rank`?"#);
+    assert_snapshot!(stages("[stage.adapter]\nrank = 0"), @r#"my.toml:13: `stage.0.adapter.rank` is 0, but must be a whole number of at least 1."#);
+    assert_snapshot!(stages("output = \"x\""), @r#"my.toml:12: `stage.0.output` cannot be set: a stage runs into a folder of its name in the recipe's `output`. Leave it out."#);
+    assert_snapshot!(stages("[[stage]]\nname = \"../two\""), @r#"my.toml:13: `stage.1.name` is "../two", but must be a folder name of letters, digits, dots, hyphens and underscores."#);
+    assert_snapshot!(stages("[[stage]]\ntrain = { steps = 3 }"), @r#"my.toml:12: `stage.1.name` is missing. Write `name = …` with a folder name of letters, digits, dots, hyphens and underscores."#);
+    assert_snapshot!(stages("[stage.train]\nsteps = 3\nepochs = 1"), @r#"my.toml:14: stage `one`: `train.epochs` and `train.steps` both say how long the run is. Keep one of them."#);
+    assert_snapshot!(stages("[[stage]]\nname = \"two\"\n[stage.adapter]\nkind = \"none\""), @r#"my.toml:12: stage `two`: `model.path` is not set, and the stage this one goes on from leaves an adapter, while this one trains base weights. Set it to a model folder, or train an adapter here too."#);
+    assert_snapshot!(stages("[stage.schedule]\nwarmup = 2.5\n[[stage]]\nname = \"two\""), @r#"my.toml:13: stage `one`: `schedule.warmup` is 2.5, but must be a fraction below 1 of the run or a whole number of steps."#);
+}
+
+#[test]
+fn files_that_are_no_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = |name: &str| {
+        let message = Recipe::load(&folder.path().join(name), &[]).unwrap_err().to_string();
+        message.replace(&folder.path().to_string_lossy().into_owned(), "FOLDER")
+    };
+    std::fs::write(folder.path().join("latin1.toml"), b"seed = 1\n# caf\xe9\n").unwrap();
+    std::fs::create_dir(folder.path().join("runs")).unwrap();
+    assert_snapshot!(load("none.toml"), @r#"there is no recipe at FOLDER/none.toml. Check the path, or write a shipped recipe out with `interlingua init NAME`."#);
+    assert_snapshot!(load("latin1.toml"), @r#"FOLDER/latin1.toml:2: the file is not UTF-8. Save it as UTF-8 text."#);
+    assert_snapshot!(load("runs"), @r#"FOLDER/runs is a folder. Name the recipe file in it, such as FOLDER/runs/recipe.toml."#);
+}
+
+#[test]
+fn every_problem_names_its_key() {
+    let text = format!("{GOOD}[adapter]\nrank = 0");
+    let Err(RecipeError::Invalid { problems }) = Recipe::parse(&text, Path::new("my.toml"), &[]) else {
+        panic!("was accepted")
+    };
+    assert_eq!(problems[0].key, "adapter.rank");
+}

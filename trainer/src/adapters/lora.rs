@@ -1,0 +1,56 @@
+//! LoRA: `y = x Wᵀ + s · dropout(x) Aᵀ Bᵀ` (Hu et al., "LoRA", 2021, equation 3), with s = alpha / rank, or alpha / √rank
+//! for rsLoRA (Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023, theorem 3.2).
+
+use burn::tensor::Tensor;
+
+use crate::engine::pass::Pass;
+use crate::ops::linear::LowRank;
+use crate::parameters::{ParameterId, Parameters};
+use crate::random::{key, text_key, uniform};
+
+/// A low-rank adapter: A `[rank, inputs]`, B `[outputs, rank]`.
+#[derive(Clone, Debug)]
+pub struct Lora {
+    /// A.
+    pub a: ParameterId,
+    /// B.
+    pub b: ParameterId,
+    /// s.
+    pub scale: f32,
+    /// Probability of an input element to be dropped while training.
+    pub dropout: f32,
+}
+
+impl Lora {
+    /// What the linear operation takes.
+    pub fn operands(&self, module: &str, pass: &Pass) -> LowRank {
+        LowRank {
+            a: pass.matrix(self.a),
+            b: pass.matrix(self.b),
+            scale: self.scale,
+            dropout: pass.dropout(module, self.dropout),
+        }
+    }
+
+    /// `s · B A`, `[outputs, inputs]`, in f32: what merging adds to the weight.
+    pub fn delta(&self, parameters: &Parameters) -> Tensor<2> {
+        let matrix = |id| {
+            let parameter = parameters.get(id);
+            parameter.value.clone().reshape([parameter.shape[0], parameter.shape[1]])
+        };
+        matrix(self.b).matmul(matrix(self.a)) * self.scale
+    }
+}
+
+/// The scale s of an adapter.
+pub fn scale(rank: usize, alpha: f64, rslora: bool) -> f32 {
+    let rank = rank as f64;
+    (alpha / if rslora { rank.sqrt() } else { rank }) as f32
+}
+
+/// A's first values as PEFT draws them: Kaiming-uniform with a = √5, that is uniform in ±1/√inputs. B starts at zero.
+pub fn initial_a(seed: u64, name: &str, rank: usize, inputs: usize) -> Vec<f32> {
+    let key = key(&[seed, text_key(name)]);
+    let bound = 1.0 / (inputs as f32).sqrt();
+    (0..rank * inputs).map(|index| (2.0 * uniform(key, index as u64) - 1.0) * bound).collect()
+}

@@ -1,0 +1,97 @@
+//! A micro-batch on the device, without padding: sequences laid end to end.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use interlingua_checkpoints::config::ModelConfig;
+use interlingua_checkpoints::rope::inv_freq;
+
+use crate::ops::attention::AttentionLayout;
+use crate::ops::dropout::Dropout;
+use crate::ops::rotary::RotaryTable;
+
+/// What every part reads besides its chain input.
+pub struct Inputs {
+    /// `[tokens]`.
+    pub input_ids: Tensor<1, Int>,
+    /// Where sequences begin: first 0, last `tokens`.
+    pub boundaries: Arc<[usize]>,
+    /// Rotations of queries and keys.
+    pub rotary: RotaryTable,
+    /// One key per token, for dropout; absent when nothing is dropped.
+    pub token_keys: Option<Arc<[u64]>>,
+}
+
+/// How long a sequence counts as, for rotary embeddings whose frequencies depend on it (`dynamic`).
+#[derive(Clone, Copy, Debug)]
+pub enum RopeLength {
+    /// Each sequence its own: packing changes nothing.
+    Own,
+    /// All of them the same: a padded batch as Transformers sees it, or a sequence that is being generated.
+    Fixed(usize),
+}
+
+impl Inputs {
+    /// Flat `input_ids` and `position_ids` `[tokens]` of sequences that begin at `boundaries`.
+    pub fn new(
+        config: &ModelConfig,
+        input_ids: &[u32],
+        position_ids: &[u32],
+        boundaries: &[usize],
+        rope_length: RopeLength,
+        device: &Device,
+    ) -> Self {
+        let ids: Vec<i32> = input_ids.iter().map(|id| *id as i32).collect();
+        Self {
+            input_ids: Tensor::from_data(TensorData::new(ids, [input_ids.len()]), device),
+            boundaries: boundaries.into(),
+            rotary: rotary_table(config, position_ids, boundaries, rope_length, device),
+            token_keys: None,
+        }
+    }
+
+    /// Turns dropout on: `samples` holds one global index per sequence.
+    pub fn with_dropout(mut self, seed: u64, step: u64, samples: &[u64]) -> Self {
+        let sequences = self.boundaries.windows(2).zip(samples);
+        let keys = sequences.flat_map(|(range, sample)| {
+            (0..range[1] - range[0]).map(|position| Dropout::token_key(seed, step, *sample, position as u32))
+        });
+        self.token_keys = Some(keys.collect());
+        self
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.boundaries.last().copied().unwrap_or(0)
+    }
+
+    /// The layout of one block's attention.
+    pub fn attention(&self, window: Option<usize>, scale: f32) -> AttentionLayout {
+        AttentionLayout { boundaries: self.boundaries.clone(), window, scale }
+    }
+}
+
+fn rotary_table(
+    config: &ModelConfig,
+    position_ids: &[u32],
+    boundaries: &[usize],
+    length: RopeLength,
+    device: &Device,
+) -> RotaryTable {
+    let table = |positions: &[u32], length: usize| {
+        let (frequencies, attention_factor) = inv_freq(&config.rope, config.head_dim, length);
+        RotaryTable::new(&frequencies, attention_factor, positions, device)
+    };
+    match length {
+        RopeLength::Fixed(length) => table(position_ids, length),
+        RopeLength::Own if !config.rope.depends_on_length() => table(position_ids, 0),
+        RopeLength::Own => {
+            let tables = boundaries.windows(2).map(|range| {
+                let positions = &position_ids[range[0]..range[1]];
+                table(positions, positions.iter().max().map_or(0, |last| *last as usize + 1))
+            });
+            let (cos, sin) = tables.map(|table| (table.cos, table.sin)).unzip();
+            RotaryTable { cos: Tensor::cat(cos, 0), sin: Tensor::cat(sin, 0) }
+        }
+    }
+}

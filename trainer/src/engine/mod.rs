@@ -1,0 +1,10 @@
+//! The block-wise engine: no autodiff graph ever spans more than one part (embedding, block, head).
+//!
+//! The forward pass runs part by part; the backward pass visits the parts in reverse, each with its small graph kept
+//! (`recompute = none`) or made again from the part's input (`recompute = block`).
+
+pub mod gradients;
+pub mod head;
+pub mod inputs;
+pub mod pass;
+pub mod step;

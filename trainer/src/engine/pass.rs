@@ -1,0 +1,72 @@
+//! One run through one part: hands out parameters, as leaves of the part's graph when gradients are asked for.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Gradients as BurnGradients, Tensor};
+
+use super::gradients::Gradients;
+use crate::ops::dropout::Dropout;
+use crate::parameters::{ParameterId, Parameters};
+use crate::random::text_key;
+
+/// What a layer needs besides its input.
+pub struct Pass<'a> {
+    parameters: &'a Parameters,
+    dtype: DType,
+    tracked: bool,
+    /// One key per token of the batch; absent when nothing is to be dropped.
+    token_keys: Option<Arc<[u64]>>,
+    leaves: RefCell<Vec<(ParameterId, Tensor<1>)>>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass in the compute dtype. `tracked`: trainable parameters become leaves. `token_keys`: dropout is on.
+    pub fn new(parameters: &'a Parameters, dtype: DType, tracked: bool, token_keys: Option<Arc<[u64]>>) -> Self {
+        Self { parameters, dtype, tracked, token_keys, leaves: RefCell::default() }
+    }
+
+    /// A parameter as a vector, in the compute dtype.
+    pub fn vector(&self, id: ParameterId) -> Tensor<1> {
+        let value = self.leaf(id);
+        if value.dtype() == self.dtype { value } else { value.cast(self.dtype) }
+    }
+
+    /// A parameter as the matrix that its shape says, in the compute dtype.
+    pub fn matrix(&self, id: ParameterId) -> Tensor<2> {
+        let shape = &self.parameters.get(id).shape;
+        let shape = [shape[0], shape[1]];
+        self.vector(id).reshape(shape)
+    }
+
+    /// A parameter as a matrix in f32, detached: for values that no gradient flows through.
+    pub fn detached_matrix(&self, id: ParameterId) -> Tensor<2> {
+        let parameter = self.parameters.get(id);
+        parameter.value.clone().reshape([parameter.shape[0], parameter.shape[1]]).cast(DType::F32)
+    }
+
+    /// The dropout of a module, when this pass drops anything.
+    pub fn dropout(&self, module: &str, probability: f32) -> Option<Dropout> {
+        let token_keys = self.token_keys.clone().filter(|_| probability > 0.0)?;
+        Some(Dropout { token_keys, module_key: text_key(module), probability })
+    }
+
+    fn leaf(&self, id: ParameterId) -> Tensor<1> {
+        let parameter = self.parameters.get(id);
+        if !(self.tracked && parameter.trainable) {
+            return parameter.value.clone();
+        }
+        let leaf = parameter.value.clone().autodiff().require_grad();
+        self.leaves.borrow_mut().push((id, leaf.clone()));
+        leaf
+    }
+
+    /// Moves the gradients of this pass's leaves to where they add up.
+    pub fn collect(self, from: &mut BurnGradients, into: &mut Gradients) {
+        for (id, leaf) in self.leaves.into_inner() {
+            if let Some(gradient) = leaf.grad_remove(from) {
+                into.add(id, gradient);
+            }
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Layers that blocks are built of.
+
+pub mod linear;

@@ -1,0 +1,20 @@
+//! Training: models, adapters, objectives, the block-wise engine, optimizers, the run loop, generation and export.
+
+pub mod adapters;
+pub mod device;
+pub mod engine;
+pub mod error;
+pub mod export;
+pub mod generate;
+pub mod layers;
+pub mod memory;
+pub mod models;
+pub mod objectives;
+pub mod ops;
+pub mod optimizers;
+pub mod parameters;
+pub mod random;
+pub mod train;
+pub mod verify;
+
+pub use error::TrainError;

@@ -1,0 +1,147 @@
+//! The decoder block of Llama, Qwen2, Qwen3 and Mistral, with what sets them apart as parameters: biases, grouped
+//! queries, QK-norm, sliding window. Which family has what is read in `checkpoints::config`.
+
+use burn::tensor::Tensor;
+
+use crate::engine::inputs::Inputs;
+use crate::engine::pass::Pass;
+use crate::layers::linear::Linear;
+use crate::ops::attention::{attention, attention_cached};
+use crate::ops::rms_norm::rms_norm;
+use crate::ops::rotary::rotary;
+use crate::ops::swiglu::swiglu;
+use crate::parameters::ParameterId;
+
+/// One block: `h = x + attention(norm(x))`, `y = h + mlp(norm(h))`.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Norm before the attention.
+    pub input_layernorm: ParameterId,
+    /// Queries, `[heads * head_dim, hidden]`.
+    pub q_proj: Linear,
+    /// Keys, `[kv_heads * head_dim, hidden]`.
+    pub k_proj: Linear,
+    /// Values, `[kv_heads * head_dim, hidden]`.
+    pub v_proj: Linear,
+    /// Output of the attention, `[hidden, heads * head_dim]`.
+    pub o_proj: Linear,
+    /// Norm over each head of queries and keys (Qwen3).
+    pub qk_norm: Option<(ParameterId, ParameterId)>,
+    /// Norm before the MLP.
+    pub post_attention_layernorm: ParameterId,
+    /// Gate of the MLP, `[intermediate, hidden]`.
+    pub gate_proj: Linear,
+    /// Values of the MLP, `[intermediate, hidden]`.
+    pub up_proj: Linear,
+    /// Output of the MLP, `[hidden, intermediate]`.
+    pub down_proj: Linear,
+    /// Size of a head.
+    pub head_dim: usize,
+    /// Sliding window of the attention.
+    pub window: Option<usize>,
+    /// Epsilon of the norms.
+    pub norm_epsilon: f64,
+}
+
+/// Keys and values of the tokens a block has seen, `[tokens, kv_heads, head_dim]`, for one sequence.
+#[derive(Clone, Debug, Default)]
+pub struct KeyValues {
+    keys: Option<Tensor<3>>,
+    values: Option<Tensor<3>>,
+}
+
+impl KeyValues {
+    /// Appends and returns all of them.
+    fn extend(&mut self, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        let join = |seen: Option<Tensor<3>>, new| match seen {
+            Some(seen) => Tensor::cat(vec![seen, new], 0),
+            None => new,
+        };
+        let (keys, values) = (join(self.keys.take(), keys), join(self.values.take(), values));
+        self.keys = Some(keys.clone());
+        self.values = Some(values.clone());
+        (keys, values)
+    }
+}
+
+impl Block {
+    /// x `[tokens, hidden]` to `[tokens, hidden]`. With `seen`, one for each sequence, the sequences go on after it.
+    pub fn forward(&self, x: Tensor<2>, inputs: &Inputs, pass: &Pass, seen: Option<&mut [KeyValues]>) -> Tensor<2> {
+        let attended = self.attend(x.clone(), inputs, pass, seen);
+        let h = x + attended;
+        let normed = rms_norm(h.clone(), pass.vector(self.post_attention_layernorm), self.norm_epsilon);
+        let gated = swiglu(self.gate_proj.forward(normed.clone(), pass), self.up_proj.forward(normed, pass));
+        h + self.down_proj.forward(gated, pass)
+    }
+
+    fn attend(&self, x: Tensor<2>, inputs: &Inputs, pass: &Pass, seen: Option<&mut [KeyValues]>) -> Tensor<2> {
+        let normed = rms_norm(x, pass.vector(self.input_layernorm), self.norm_epsilon);
+        let q = self.heads(self.q_proj.forward(normed.clone(), pass), self.qk_norm.map(|norms| norms.0), pass);
+        let k = self.heads(self.k_proj.forward(normed.clone(), pass), self.qk_norm.map(|norms| norms.1), pass);
+        let v = self.heads(self.v_proj.forward(normed, pass), None, pass);
+        let (q, k) = (rotary(q, &inputs.rotary), rotary(k, &inputs.rotary));
+        let layout = inputs.attention(self.window, (self.head_dim as f32).powf(-0.5));
+        let output = match seen {
+            None => attention(q, k, v, &layout),
+            Some(seen) => {
+                let (mut keys, mut values, mut boundaries) = (Vec::new(), Vec::new(), vec![0]);
+                for (seen, range) in seen.iter_mut().zip(inputs.boundaries.windows(2)) {
+                    let (start, length) = (range[0], range[1] - range[0]);
+                    let (k, v) = (k.clone().narrow(0, start, length), v.clone().narrow(0, start, length));
+                    let (k, v) = seen.extend(k, v);
+                    boundaries.push(boundaries[boundaries.len() - 1] + k.dims()[0]);
+                    keys.push(k);
+                    values.push(v);
+                }
+                attention_cached(q, Tensor::cat(keys, 0), Tensor::cat(values, 0), &boundaries.into(), &layout)
+            }
+        };
+        self.o_proj.forward(output, pass)
+    }
+
+    /// `[tokens, heads * head_dim]` to `[tokens, heads, head_dim]`, each head normed where the model does that.
+    fn heads(&self, x: Tensor<2>, norm: Option<ParameterId>, pass: &Pass) -> Tensor<3> {
+        let [tokens, features] = x.dims();
+        let heads = features / self.head_dim;
+        match norm {
+            None => x.reshape([tokens, heads, self.head_dim]),
+            Some(norm) => {
+                let rows = x.reshape([tokens * heads, self.head_dim]);
+                rms_norm(rows, pass.vector(norm), self.norm_epsilon).reshape([tokens, heads, self.head_dim])
+            }
+        }
+    }
+
+    /// The linear layers by their path within the block.
+    pub fn linears(&self) -> [&Linear; 7] {
+        [
+            &self.q_proj,
+            &self.k_proj,
+            &self.v_proj,
+            &self.o_proj,
+            &self.gate_proj,
+            &self.up_proj,
+            &self.down_proj,
+        ]
+    }
+
+    /// The same, to put adapters on.
+    pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        [
+            &mut self.q_proj,
+            &mut self.k_proj,
+            &mut self.v_proj,
+            &mut self.o_proj,
+            &mut self.gate_proj,
+            &mut self.up_proj,
+            &mut self.down_proj,
+        ]
+    }
+
+    /// Every parameter the block reads.
+    pub fn parameters(&self) -> Vec<ParameterId> {
+        let norms = [self.input_layernorm, self.post_attention_layernorm].into_iter();
+        let head_norms = self.qk_norm.iter().flat_map(|(q, k)| [*q, *k]);
+        norms.chain(head_norms).chain(self.linears().into_iter().flat_map(Linear::parameters)).collect()
+    }
+}

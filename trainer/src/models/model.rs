@@ -1,0 +1,90 @@
+//! A causal language model as the engine sees it.
+
+use burn::tensor::{DType, Device, Tensor};
+use interlingua_checkpoints::config::ModelConfig;
+
+use super::decoder::{Block, KeyValues};
+use crate::engine::inputs::Inputs;
+use crate::engine::pass::Pass;
+use crate::layers::linear::Linear;
+use crate::ops::rms_norm::rms_norm;
+use crate::parameters::{ParameterId, Parameters};
+
+/// A decoder-only model: embedding, blocks, final norm, head.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Where it computes.
+    pub device: Device,
+    /// What it computes in.
+    pub dtype: DType,
+    /// All parameters, those of adapters included.
+    pub parameters: Parameters,
+    /// `model.embed_tokens.weight`, `[vocab, hidden]`.
+    pub embedding: ParameterId,
+    /// The blocks, the first one first.
+    pub blocks: Vec<Block>,
+    /// `model.norm.weight`, `[hidden]`.
+    pub norm: ParameterId,
+    /// The head `[vocab, hidden]`; its weight is the embedding when the two are tied.
+    pub head: Linear,
+}
+
+impl Model {
+    /// A pass without gradients.
+    pub fn plain_pass(&self) -> Pass<'_> {
+        Pass::new(&self.parameters, self.dtype, false, None)
+    }
+
+    /// The stem: `hidden_states.0`, `[tokens, hidden]`.
+    pub fn embed(&self, inputs: &Inputs, pass: &Pass) -> Tensor<2> {
+        pass.matrix(self.embedding).select(0, inputs.input_ids.clone())
+    }
+
+    /// The final norm, `[tokens, hidden]`: `hidden_states.L`.
+    pub fn final_norm(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        rms_norm(x, pass.vector(self.norm), self.config.rms_norm_eps)
+    }
+
+    /// All hidden states without gradients: `hidden_states.0` to `.L`, the last one after the final norm.
+    pub fn hidden_states(&self, inputs: &Inputs) -> Vec<Tensor<2>> {
+        let pass = self.plain_pass();
+        let mut states = vec![self.embed(inputs, &pass)];
+        for block in &self.blocks {
+            let next = block.forward(states[states.len() - 1].clone(), inputs, &pass, None);
+            states.push(next);
+        }
+        if let Some(last) = states.pop() {
+            states.push(self.final_norm(last, &pass));
+        }
+        states
+    }
+
+    /// The last hidden state after the final norm, `[tokens, hidden]`, without gradients. `seen` holds, block by block,
+    /// one entry per sequence, and is extended.
+    pub fn last_hidden_state(&self, inputs: &Inputs, mut seen: Option<&mut [Vec<KeyValues>]>) -> Tensor<2> {
+        let pass = self.plain_pass();
+        let mut x = self.embed(inputs, &pass);
+        for (index, block) in self.blocks.iter().enumerate() {
+            let seen = seen.as_deref_mut().map(|seen| seen[index].as_mut_slice());
+            x = block.forward(x, inputs, &pass, seen);
+        }
+        self.final_norm(x, &pass)
+    }
+
+    /// Logits `[rows, vocab]` of hidden states `[rows, hidden]` after the final norm, without gradients.
+    pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self.head.forward(hidden, &self.plain_pass())
+    }
+
+    /// Every linear layer that an adapter may sit on: those of the blocks, then the head.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.blocks.iter().flat_map(|block| block.linears()).chain([&self.head])
+    }
+
+    /// The same, to put adapters on.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.blocks.iter_mut().flat_map(|block| block.linears_mut()).chain([&mut self.head])
+    }
+}

@@ -1,0 +1,155 @@
+use super::*;
+use crate::ops::testing::{check_equal, random};
+
+/// Boundaries of sequences of these lengths.
+fn boundaries(lengths: &[usize]) -> Arc<[usize]> {
+    let mut sum = 0;
+    std::iter::once(0)
+        .chain(lengths.iter().map(|length| {
+            sum += length;
+            sum
+        }))
+        .collect()
+}
+
+fn largest_difference<const D: usize>(left: Tensor<D>, right: Tensor<D>) -> f32 {
+    (left - right).abs().max().into_scalar()
+}
+
+/// Output and gradients of q, k and v, by the kernel or by the reference.
+fn run(inputs: &[Tensor<3>; 3], weights: &Tensor<2>, layout: &AttentionLayout, reference: bool) -> [Tensor<3>; 4] {
+    let [q, k, v] = inputs.clone().map(|x| x.autodiff().require_grad());
+    let output = if reference {
+        attention_reference(q.clone(), k.clone(), v.clone(), &layout.boundaries, layout)
+    } else {
+        attention(q.clone(), k.clone(), v.clone(), layout)
+    };
+    let grads = (output.clone() * weights.clone().autodiff()).sum().backward();
+    let gradient = |x: &Tensor<3>| x.grad(&grads).unwrap();
+    [
+        output.inner().unsqueeze_dim(2),
+        gradient(&q),
+        gradient(&k),
+        gradient(&v),
+    ]
+}
+
+fn compare(lengths: &[usize], heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) {
+    let tokens = lengths.iter().sum();
+    let layout = AttentionLayout {
+        boundaries: boundaries(lengths),
+        window,
+        scale: 0.3,
+    };
+    let inputs = [
+        random([tokens, heads, head_dim]),
+        random([tokens, kv_heads, head_dim]),
+        random([tokens, kv_heads, head_dim]),
+    ];
+    let weights = random([tokens, heads * head_dim]);
+    let kernel = run(&inputs, &weights, &layout, false);
+    let reference = run(&inputs, &weights, &layout, true);
+    for (name, (kernel, reference)) in ["output", "q", "k", "v"].iter().zip(kernel.into_iter().zip(reference)) {
+        let what = format!("{name}: lengths {lengths:?}, heads {heads}/{kv_heads}, head_dim {head_dim}, {window:?}");
+        check_equal(kernel, reference, 2e-5, &what);
+    }
+}
+
+#[test]
+fn output_and_gradients_equal_the_reference() {
+    compare(&[1], 1, 1, 1, None);
+    compare(&[5], 2, 1, 3, None);
+    compare(&[3, 1, 7], 4, 2, 8, None);
+    compare(&[64, 65, 63], 2, 2, 16, None);
+    compare(&[130, 1, 66], 6, 2, 20, None);
+    compare(&[256], 8, 4, 64, None);
+    compare(&[0, 9, 0], 2, 1, 4, None);
+}
+
+#[test]
+fn sequences_longer_than_a_run_of_keys_equal_the_reference() {
+    compare(&[700, 30], 2, 1, 8, None);
+    compare(&[1100], 1, 1, 4, Some(600));
+}
+
+#[test]
+fn a_sliding_window_equals_the_reference() {
+    for window in [1, 2, 7, 64, 100, 1000] {
+        compare(&[150, 20, 1], 2, 1, 8, Some(window));
+    }
+}
+
+#[test]
+fn no_sequence_sees_another() {
+    let layout = AttentionLayout {
+        boundaries: boundaries(&[40, 90, 25]),
+        window: None,
+        scale: 0.125,
+    };
+    let inputs = [random([155, 4, 16]), random([155, 2, 16]), random([155, 2, 16])];
+    let weights = random([155, 64]);
+    let packed = run(&inputs, &weights, &layout, false);
+    let alone = AttentionLayout {
+        boundaries: boundaries(&[90]),
+        ..layout
+    };
+    let part = |x: &Tensor<3>| x.clone().narrow(0, 40, 90);
+    let single = run(
+        &[part(&inputs[0]), part(&inputs[1]), part(&inputs[2])],
+        &weights.narrow(0, 40, 90),
+        &alone,
+        false,
+    );
+    for (packed, single) in packed.iter().zip(single) {
+        assert_eq!(largest_difference(part(packed), single), 0.0);
+    }
+}
+
+#[test]
+fn cached_queries_are_the_last_positions() {
+    let (heads, kv_heads, head_dim) = (4, 2, 16);
+    for window in [None, Some(30)] {
+        let keys = boundaries(&[80, 3, 200]);
+        let full = AttentionLayout {
+            boundaries: keys.clone(),
+            window,
+            scale: 0.25,
+        };
+        let q = random([283, heads, head_dim]);
+        let (k, v) = (random([283, kv_heads, head_dim]), random([283, kv_heads, head_dim]));
+        let expected = attention(q.clone(), k.clone(), v.clone(), &full);
+        for counts in [[1, 1, 1], [5, 2, 70], [0, 3, 1]] {
+            let rows = |x: Tensor<2>| {
+                let present = (0..3).filter(|index| counts[*index] > 0);
+                let parts = present.map(|index| x.clone().narrow(0, keys[index + 1] - counts[index], counts[index]));
+                Tensor::cat(parts.collect(), 0)
+            };
+            let queries = rows(q.clone().reshape([283, heads * head_dim])).reshape([-1, 4, 16]);
+            let layout = AttentionLayout {
+                boundaries: boundaries(&counts),
+                ..full.clone()
+            };
+            let output = attention_cached(queries.clone(), k.clone(), v.clone(), &keys, &layout);
+            check_equal(output, rows(expected.clone()), 1e-5, "kernel");
+            let reference = attention_reference(queries, k.clone(), v.clone(), &keys, &layout);
+            check_equal(reference, rows(expected.clone()), 1e-5, "reference");
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    let layout = AttentionLayout {
+        boundaries: boundaries(&[300, 200]),
+        window: None,
+        scale: 0.125,
+    };
+    let inputs = [random([500, 4, 32]), random([500, 2, 32]), random([500, 2, 32])];
+    let weights = random([500, 128]);
+    let many = run(&inputs, &weights, &layout, false);
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let single = one.install(|| run(&inputs, &weights, &layout, false));
+    for (many, single) in many.into_iter().zip(single) {
+        assert_eq!(largest_difference(many, single), 0.0);
+    }
+}

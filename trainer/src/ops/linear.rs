@@ -1,0 +1,381 @@
+//! `y = x Wᵀ + bias + s · dropout(x) Aᵀ Bᵀ`: a linear layer, with a low-rank adapter (LoRA, Hu et al., 2021, equation 3)
+//! or without, as one operation.
+//!
+//! Shapes: x `[tokens, in]`, W `[out, in]` (Hugging Face's layout), A `[rank, in]`, B `[out, rank]`. The dense sum
+//! `W + s B A` and its gradient are never formed; the pass through the adapter accumulates into the output of the base.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::flex::FlexTensor;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::{DType, Shape, Tensor, TensorData};
+
+use super::dropout::Dropout;
+use super::matrix::{Matrix, multiply};
+use super::runs_on_flex;
+
+/// A low-rank adapter of a linear layer.
+#[derive(Clone)]
+pub struct LowRank {
+    /// `[rank, in]`.
+    pub a: Tensor<2>,
+    /// `[out, rank]`.
+    pub b: Tensor<2>,
+    /// What the product is multiplied with: alpha / rank, or alpha / √rank for rsLoRA.
+    pub scale: f32,
+    /// Dropout on the adapter's input.
+    pub dropout: Option<Dropout>,
+}
+
+/// `x Wᵀ + bias + s · dropout(x) Aᵀ Bᵀ`, `[tokens, out]`. All operands share one dtype.
+pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, adapter: Option<LowRank>) -> Tensor<2> {
+    if !runs_on_flex(&x) {
+        return linear_reference(x, weight, bias, adapter);
+    }
+    let options = LinearOptions {
+        has_bias: bias.is_some(),
+        has_adapter: adapter.is_some(),
+        scale: adapter.as_ref().map_or(0.0, |adapter| adapter.scale),
+        dropout: adapter.as_ref().and_then(|adapter| adapter.dropout.clone()),
+    };
+    let x = x.into_dispatch();
+    // An operand that is absent is represented by the input; the flags above say so.
+    let bias = bias.map_or_else(|| x.clone(), Tensor::into_dispatch);
+    let (a, b) = match adapter {
+        Some(LowRank { a, b, .. }) => (a.into_dispatch(), b.into_dispatch()),
+        None => (x.clone(), x.clone()),
+    };
+    Tensor::from_dispatch(<Dispatch as LinearOps>::linear_forward(x, weight.into_dispatch(), bias, a, b, options))
+}
+
+/// The same in plain tensor operations: the definition, and what runs on devices without a kernel.
+pub fn linear_reference(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    adapter: Option<LowRank>,
+) -> Tensor<2> {
+    let mut output = x.clone().matmul(weight.transpose());
+    if let Some(bias) = bias {
+        output = output + bias.unsqueeze::<2>();
+    }
+    if let Some(LowRank { a, b, scale, dropout }) = adapter {
+        let x = match dropout {
+            Some(dropout) => dropout_reference(x, &dropout),
+            None => x,
+        };
+        output = output + x.matmul(a.transpose()).matmul(b.transpose()) * scale;
+    }
+    output
+}
+
+/// `x * mask / (1 - p)`, `[tokens, features]`, in plain tensor operations.
+pub fn dropout_reference(x: Tensor<2>, dropout: &Dropout) -> Tensor<2> {
+    let [tokens, features] = x.dims();
+    let factors = TensorData::new(dropout.factors(features), [tokens, features]);
+    let factors = Tensor::<2>::from_data(factors, (&x.device().without_autodiff(), DType::F32)).cast(x.dtype());
+    x * factors
+}
+
+/// What the operation knows besides its tensors.
+#[derive(Clone, Debug)]
+pub struct LinearOptions {
+    has_bias: bool,
+    has_adapter: bool,
+    scale: f32,
+    dropout: Option<Dropout>,
+}
+
+/// Which gradients a backward pass needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    input: bool,
+    weight: bool,
+    bias: bool,
+    adapter: bool,
+}
+
+/// Gradients of input, weight, bias, A and B, where wanted.
+type LinearGradients<B> = (
+    Option<FloatTensor<B>>,
+    Option<FloatTensor<B>>,
+    Option<FloatTensor<B>>,
+    Option<FloatTensor<B>>,
+    Option<FloatTensor<B>>,
+);
+
+/// The linear layer as an operation of a backend.
+#[backend_extension(Flex, Autodiff)]
+pub trait LinearOps: Backend {
+    /// The output `[tokens, out]`.
+    fn linear_forward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        options: LinearOptions,
+    ) -> FloatTensor<Self>;
+}
+
+/// The backward pass of a backend that has one.
+pub trait LinearBackward: LinearOps {
+    /// The gradients that are wanted, out of the gradient of the output.
+    fn linear_backward(
+        gradient: FloatTensor<Self>,
+        saved: Saved<Self>,
+        options: &LinearOptions,
+        wanted: Wanted,
+    ) -> LinearGradients<Self>;
+}
+
+/// What the backward pass keeps; the input only when a gradient needs it.
+#[derive(Clone, Debug)]
+pub struct Saved<B: Backend> {
+    x: Option<FloatTensor<B>>,
+    weight: FloatTensor<B>,
+    adapter: Option<(FloatTensor<B>, FloatTensor<B>)>,
+}
+
+fn matrix(tensor: &FlexTensor) -> (Matrix<'_>, usize, usize) {
+    let shape = tensor.layout().shape();
+    let (rows, columns) = (shape[0], shape[1]);
+    (Matrix::new(tensor.storage::<f32>(), rows, columns), rows, columns)
+}
+
+fn output_of(rows: usize, columns: usize) -> FlexTensor {
+    FlexTensor::empty(Shape::from(vec![rows, columns]), DType::F32)
+}
+
+/// The adapter's input after dropout; borrowed where there is none.
+fn dropped<'a>(x: &'a FlexTensor, options: &LinearOptions, buffer: &'a mut Vec<f32>) -> Matrix<'a> {
+    let (view, rows, columns) = matrix(x);
+    match &options.dropout {
+        None => view,
+        Some(dropout) => {
+            buffer.resize(rows * columns, 0.0);
+            dropout.apply(x.storage::<f32>(), buffer, columns);
+            Matrix::new(buffer, rows, columns)
+        }
+    }
+}
+
+impl LinearOps for Flex {
+    fn linear_forward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        options: LinearOptions,
+    ) -> FloatTensor<Self> {
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let (x_view, tokens, _) = matrix(&x);
+        let (weight_view, features, _) = matrix(&weight);
+        let mut output = output_of(tokens, features);
+        let values = output.storage_mut::<f32>();
+        if options.has_bias {
+            let bias = bias.to_contiguous();
+            values.chunks_mut(features).for_each(|row| row.copy_from_slice(bias.storage::<f32>()));
+        }
+        multiply(values, x_view, weight_view.transposed(), 1.0, options.has_bias);
+        if options.has_adapter {
+            let (a, b) = (a.to_contiguous(), b.to_contiguous());
+            let (a_view, rank, _) = matrix(&a);
+            let mut buffer = Vec::new();
+            let mut low = vec![0.0; tokens * rank];
+            multiply(&mut low, dropped(&x, &options, &mut buffer), a_view.transposed(), 1.0, false);
+            multiply(values, Matrix::new(&low, tokens, rank), matrix(&b).0.transposed(), options.scale, true);
+        }
+        output
+    }
+}
+
+impl LinearBackward for Flex {
+    fn linear_backward(
+        gradient: FloatTensor<Self>,
+        saved: Saved<Self>,
+        options: &LinearOptions,
+        wanted: Wanted,
+    ) -> LinearGradients<Self> {
+        let gradient = gradient.to_contiguous();
+        let (gradient_view, tokens, features) = matrix(&gradient);
+        let weight = saved.weight.to_contiguous();
+        let (weight_view, _, inputs) = matrix(&weight);
+        let x = saved.x.map(|x| x.to_contiguous());
+
+        let mut input_gradient = wanted.input.then(|| {
+            let mut output = output_of(tokens, inputs);
+            multiply(output.storage_mut(), gradient_view, weight_view, 1.0, false);
+            output
+        });
+        let (mut a_gradient, mut b_gradient) = (None, None);
+        if let Some((a, b)) = saved.adapter {
+            let (a, b) = (a.to_contiguous(), b.to_contiguous());
+            let (a_view, rank, _) = matrix(&a);
+            // Gradient of the low-rank activations: s · g B, [tokens, rank].
+            let mut low_gradient = vec![0.0; tokens * rank];
+            multiply(&mut low_gradient, gradient_view, matrix(&b).0, options.scale, false);
+            let low_gradient = Matrix::new(&low_gradient, tokens, rank);
+            if let Some(output) = &mut input_gradient {
+                match &options.dropout {
+                    None => multiply(output.storage_mut(), low_gradient, a_view, 1.0, true),
+                    Some(dropout) => {
+                        let mut path = vec![0.0; tokens * inputs];
+                        multiply(&mut path, low_gradient, a_view, 1.0, false);
+                        let mut masked = vec![0.0; path.len()];
+                        dropout.apply(&path, &mut masked, inputs);
+                        output.storage_mut::<f32>().iter_mut().zip(&masked).for_each(|(sum, value)| *sum += value);
+                    }
+                }
+            }
+            if let (true, Some(x)) = (wanted.adapter, &x) {
+                let mut buffer = Vec::new();
+                let x_view = dropped(x, options, &mut buffer);
+                let mut low = vec![0.0; tokens * rank];
+                multiply(&mut low, x_view, a_view.transposed(), 1.0, false);
+                let mut output = output_of(rank, inputs);
+                multiply(output.storage_mut(), low_gradient.transposed(), x_view, 1.0, false);
+                a_gradient = Some(output);
+                let mut output = output_of(features, rank);
+                let low = Matrix::new(&low, tokens, rank);
+                multiply(output.storage_mut(), gradient_view.transposed(), low, options.scale, false);
+                b_gradient = Some(output);
+            }
+        }
+        let weight_gradient = match (wanted.weight, &x) {
+            (true, Some(x)) => {
+                let mut output = output_of(features, inputs);
+                multiply(output.storage_mut(), gradient_view.transposed(), matrix(x).0, 1.0, false);
+                Some(output)
+            }
+            _ => None,
+        };
+        let bias_gradient = wanted.bias.then(|| {
+            let mut sums = vec![0.0; features];
+            for row in gradient.storage::<f32>().chunks(features) {
+                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            }
+            FlexTensor::from_data(TensorData::new(sums, [features]))
+        });
+        (input_gradient, weight_gradient, bias_gradient, a_gradient, b_gradient)
+    }
+}
+
+impl<B: LinearBackward, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
+    fn linear_forward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        options: LinearOptions,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct LinearStep;
+        impl<B: LinearBackward> Backward<B, 5> for LinearStep {
+            type State = (Saved<B>, LinearOptions);
+
+            fn backward(self, ops: Ops<Self::State, 5>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+                let gradient = grads.consume::<B>(&ops.node);
+                let (saved, options) = ops.state;
+                let [x, weight, bias, a, b] = ops.parents;
+                let bias = bias.filter(|_| options.has_bias);
+                let (a, b) = (a.filter(|_| options.has_adapter), b.filter(|_| options.has_adapter));
+                let wanted = Wanted {
+                    input: x.is_some(),
+                    weight: weight.is_some(),
+                    bias: bias.is_some(),
+                    adapter: a.is_some() || b.is_some(),
+                };
+                let gradients = B::linear_backward(gradient, saved, &options, wanted);
+                let (for_x, for_weight, for_bias, for_a, for_b) = gradients;
+                let nodes = [x, weight, bias, a, b];
+                for (node, gradient) in nodes.into_iter().zip([for_x, for_weight, for_bias, for_a, for_b]) {
+                    if let (Some(node), Some(gradient)) = (node, gradient) {
+                        grads.register::<B>(node.id, gradient);
+                    }
+                }
+            }
+        }
+        let keeps_input = weight.is_tracked() || (options.has_adapter && (a.is_tracked() || b.is_tracked()));
+        let nodes = [x.node(), weight.node(), bias.node(), a.node(), b.node()];
+        let prepared = LinearStep.prepare::<C>(nodes).compute_bound().stateful();
+        let (x, weight, bias) = (x.into_primitive(), weight.into_primitive(), bias.into_primitive());
+        let (a, b) = (a.into_primitive(), b.into_primitive());
+        match prepared {
+            OpsKind::Tracked(prepared) => {
+                let saved = Saved {
+                    x: keeps_input.then(|| x.clone()),
+                    weight: weight.clone(),
+                    adapter: options.has_adapter.then(|| (a.clone(), b.clone())),
+                };
+                let output = B::linear_forward(x, weight, bias, a, b, options.clone());
+                prepared.finish((saved, options), output)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::linear_forward(x, weight, bias, a, b, options)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Distribution};
+
+    use super::*;
+
+    /// Output and gradients of x, W, bias, A, B under a random output gradient.
+    fn run(
+        operation: impl Fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>, Option<LowRank>) -> Tensor<2>,
+        [tokens, inputs, outputs, rank]: [usize; 4],
+        dropout: Option<Dropout>,
+        full: bool,
+    ) -> Vec<Tensor<1>> {
+        let device = Device::flex();
+        let random = |rows: usize, columns: usize, seed: usize| {
+            let values = (0..rows * columns).map(|i| crate::random::normal(seed as u64, i as u64)).collect::<Vec<_>>();
+            Tensor::<2>::from_data(TensorData::new(values, [rows, columns]), &device)
+        };
+        let leaf = |tensor: Tensor<2>| tensor.autodiff().require_grad();
+        let x = leaf(random(tokens, inputs, 1));
+        let weight = random(outputs, inputs, 2).autodiff();
+        let weight = if full { weight.require_grad() } else { weight };
+        let bias = leaf(random(1, outputs, 3));
+        let (a, b) = (leaf(random(rank, inputs, 4)), leaf(random(outputs, rank, 5)));
+        let adapter = (rank > 0).then(|| LowRank { a: a.clone(), b: b.clone(), scale: 0.7, dropout });
+        let output = operation(x.clone(), weight.clone(), full.then(|| bias.clone().reshape([outputs])), adapter);
+        let gradients = (output.clone() * random(tokens, outputs, 6).autodiff()).sum().backward();
+        let mut results = vec![output.inner().flatten(0, 1)];
+        results.extend([x, weight, bias, a, b].iter().filter_map(|leaf| Some(leaf.grad(&gradients)?.flatten(0, 1))));
+        results
+    }
+
+    #[test]
+    fn kernel_equals_reference_in_output_and_gradients() {
+        let keys: std::sync::Arc<[u64]> = (0..13).map(|position| Dropout::token_key(1, 2, 3, position)).collect();
+        let dropout = Dropout { token_keys: keys, module_key: 9, probability: 0.3 };
+        for (rank, dropout, full) in
+            [(0, None, true), (3, None, false), (3, None, true), (5, Some(dropout.clone()), true), (1, Some(dropout), false)]
+        {
+            let kernel = run(linear, [13, 37, 21, rank], dropout.clone(), full);
+            let reference = run(linear_reference, [13, 37, 21, rank], dropout, full);
+            assert_eq!(kernel.len(), reference.len());
+            for (kernel, reference) in kernel.into_iter().zip(reference) {
+                let difference = (kernel - reference.clone()).abs().max().into_scalar::<f32>();
+                assert!(difference <= 1e-4, "rank {rank}, full {full}: {difference}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_frozen_weight_gets_no_gradient() {
+        let device = Device::flex();
+        let weight = Tensor::<2>::random([4, 3], Distribution::Default, &device).autodiff();
+        let x = Tensor::<2>::random([2, 3], Distribution::Default, &device).autodiff().require_grad();
+        let gradients = linear(x.clone(), weight.clone(), None, None).sum().backward();
+        assert!(weight.grad(&gradients).is_none());
+        assert!(x.grad(&gradients).is_some());
+    }
+}

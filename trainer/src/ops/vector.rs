@@ -1,0 +1,198 @@
+//! Elementary functions on f32 in a form that the compiler turns into vector instructions: no branches, no calls, no
+//! tables. They are inlined into loops that `multiversion` compiles once per instruction set.
+
+/// Independent partial sums of a reduction: enough for two registers of AVX-512. The order of a sum is therefore the
+/// same on every processor with the same instruction set, however many threads run.
+pub const LANES: usize = 32;
+
+/// `exp(x)`, within 2 units in the last place; 0 below -104, infinite above 88.73, NaN for NaN.
+///
+/// `exp(x) = 2^n exp(r)` with `|r| <= ln(2) / 2`, the polynomial of Cephes' `expf` for `exp(r)` (Moshier, 1989), and the
+/// power of two in two factors, so that results in the subnormal range and at the overflow limit are right too.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer and leaves that integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    // ln(2) in two parts, the first with so few bits that n * LN2_HIGH is exact.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Comparisons and not f32::clamp's maximum, so that NaN passes.
+    let x = if x < -104.0 { -104.0 } else { x };
+    let x = if x > 89.0 { 89.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_2e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 0.5;
+    let y = p * (r * r) + r + 1.0;
+    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    let half = n >> 1;
+    let power = |n: i32| f32::from_bits(((n.wrapping_add(127)) << 23) as u32);
+    y * power(half) * power(n.wrapping_sub(half))
+}
+
+/// `1 / (1 + exp(-x))`, within 3 units in the last place where it is a normal number.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `f` of each element, summed in lanes; then the lanes in f64.
+#[inline(always)]
+pub fn sum_by(values: &[f32], f: impl Fn(f32) -> f32) -> f64 {
+    let mut lanes = [0.0f32; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += f(*value);
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane += f(*value);
+    }
+    total(&lanes)
+}
+
+/// `f` of each pair of elements, summed as in [`sum_by`].
+#[inline(always)]
+pub fn sum_pairs_by(left: &[f32], right: &[f32], f: impl Fn(f32, f32) -> f32) -> f64 {
+    let mut lanes = [0.0f32; LANES];
+    let (left_chunks, right_chunks) = (left.chunks_exact(LANES), right.chunks_exact(LANES));
+    let (left_rest, right_rest) = (left_chunks.remainder(), right_chunks.remainder());
+    for (left, right) in left_chunks.zip(right_chunks) {
+        for ((lane, left), right) in lanes.iter_mut().zip(left).zip(right) {
+            *lane += f(*left, *right);
+        }
+    }
+    for ((lane, left), right) in lanes.iter_mut().zip(left_rest).zip(right_rest) {
+        *lane += f(*left, *right);
+    }
+    total(&lanes)
+}
+
+/// The largest element; negative infinity of none. NaN is skipped: it shows in the sum that follows.
+#[inline(always)]
+pub fn maximum(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *value);
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = larger(*lane, *value);
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+}
+
+/// Replaces each element by `exp(x - offset)` and returns their sum.
+#[inline(always)]
+pub fn exp_and_sum(values: &mut [f32], offset: f32) -> f64 {
+    let mut lanes = [0.0f32; LANES];
+    let mut chunks = values.chunks_exact_mut(LANES);
+    for chunk in &mut chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *value = exp(*value - offset);
+            *lane += *value;
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(chunks.into_remainder()) {
+        *value = exp(*value - offset);
+        *lane += *value;
+    }
+    total(&lanes)
+}
+
+/// The sum of the lanes.
+#[inline(always)]
+fn total(lanes: &[f32; LANES]) -> f64 {
+    lanes.iter().map(|lane| f64::from(*lane)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use multiversion::multiversion;
+
+    use super::*;
+
+    /// The same functions as the kernels get them: compiled for this processor's vector instructions.
+    #[multiversion(targets = "simd")]
+    fn each(inputs: &[f32], outputs: &mut [f32], inverse: bool) {
+        for (input, output) in inputs.iter().zip(outputs) {
+            *output = if inverse { sigmoid(*input) } else { exp(*input) };
+        }
+    }
+
+    /// Distance from the exact value in units of the last place of f32 at that value.
+    fn units(computed: f32, exact: f64) -> f64 {
+        let rounded = (exact as f32).abs().max(f32::MIN_POSITIVE);
+        let unit = f64::from(f32::from_bits(rounded.to_bits() + 1)) - f64::from(rounded);
+        (f64::from(computed) - exact).abs() / unit
+    }
+
+    fn inputs(low: f32, high: f32) -> Vec<f32> {
+        let count = 2_000_003;
+        (0..count)
+            .map(|index| low + (high - low) * (index as f32 / count as f32))
+            .collect()
+    }
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let inputs = inputs(-103.9, 88.7);
+        let mut outputs = vec![0.0; inputs.len()];
+        each(&inputs, &mut outputs, false);
+        for (input, output) in inputs.iter().zip(&outputs) {
+            let error = units(*output, f64::from(*input).exp());
+            assert!(error <= 2.0, "exp({input}) = {output}, {error} units");
+            assert!(
+                (output - exp(*input)).abs() <= output.abs() * 1e-6 + 1e-44,
+                "scalar and vector at {input}"
+            );
+        }
+    }
+
+    #[test]
+    fn sigmoid_is_within_three_units_in_the_last_place() {
+        let inputs = inputs(-87.0, 100.0);
+        let mut outputs = vec![0.0; inputs.len()];
+        each(&inputs, &mut outputs, true);
+        for (input, output) in inputs.iter().zip(&outputs) {
+            let error = units(*output, 1.0 / (1.0 + (-f64::from(*input)).exp()));
+            assert!(error <= 3.0, "sigmoid({input}) = {output}, {error} units");
+        }
+    }
+
+    #[test]
+    fn exp_at_the_ends_of_its_range() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert_eq!(exp(88.8), f32::INFINITY);
+        assert!(exp(88.7).is_finite());
+        assert!(exp(f32::NAN).is_nan());
+        assert_eq!(sigmoid(f32::NEG_INFINITY), 0.0);
+        assert_eq!(sigmoid(f32::INFINITY), 1.0);
+        assert!(sigmoid(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn reductions_cover_every_length() {
+        for length in 0..100 {
+            let values: Vec<f32> = (0..length).map(|index| ((index * 37) % 101) as f32 - 50.0).collect();
+            let sum: f32 = values.iter().sum();
+            assert_eq!(sum_by(&values, |value| value), f64::from(sum));
+            assert_eq!(sum_pairs_by(&values, &values, |a, b| a - b), 0.0);
+            let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(maximum(&values), largest);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The parameters of a model and its adapters: one table, so that optimizer, checkpoint and export see the same names.
+
+use burn::tensor::{DType, Tensor};
+
+/// Index of a parameter in its table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ParameterId(usize);
+
+/// One parameter. Vectors and matrices alike are stored flat, in row-major order.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// Hugging Face's name for weights of the model, such as `model.layers.0.mlp.up_proj.weight`; for adapters PEFT's
+    /// without the leading `base_model.model.`, such as `model.layers.0.mlp.up_proj.lora_A.weight`.
+    pub name: String,
+    /// Its shape in the file.
+    pub shape: Vec<usize>,
+    /// The values, flat; f32 when trainable, else in the compute dtype.
+    pub value: Tensor<1>,
+    /// Whether it is trained now.
+    pub trainable: bool,
+    /// Whether it belongs to an adapter rather than to the model.
+    pub adapter: bool,
+}
+
+impl Parameter {
+    /// How many numbers it holds.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// All parameters, in the order they were added.
+#[derive(Clone, Debug, Default)]
+pub struct Parameters {
+    list: Vec<Parameter>,
+}
+
+impl Parameters {
+    /// Adds one and returns its index.
+    pub fn add(&mut self, parameter: Parameter) -> ParameterId {
+        self.list.push(parameter);
+        ParameterId(self.list.len() - 1)
+    }
+
+    /// The parameter of an index.
+    pub fn get(&self, id: ParameterId) -> &Parameter {
+        &self.list[id.0]
+    }
+
+    /// Takes the values out, so that nobody else holds them and an update can happen in place; `set_value` follows.
+    pub fn take_value(&mut self, id: ParameterId) -> Tensor<1> {
+        let value = &mut self.list[id.0].value;
+        let device = value.device();
+        std::mem::replace(value, Tensor::zeros([1], &device))
+    }
+
+    /// Gives a parameter its values.
+    pub fn set_value(&mut self, id: ParameterId, value: Tensor<1>) {
+        self.list[id.0].value = value;
+    }
+
+    /// The index of a name.
+    pub fn find(&self, name: &str) -> Option<ParameterId> {
+        self.list.iter().position(|parameter| parameter.name == name).map(ParameterId)
+    }
+
+    /// All of them with their indices.
+    pub fn iter(&self) -> impl Iterator<Item = (ParameterId, &Parameter)> {
+        self.list.iter().enumerate().map(|(index, parameter)| (ParameterId(index), parameter))
+    }
+
+    /// Those that are trained now.
+    pub fn trainable(&self) -> impl Iterator<Item = (ParameterId, &Parameter)> {
+        self.iter().filter(|(_, parameter)| parameter.trainable)
+    }
+
+    /// Marks a parameter as trained or frozen. What is trained is kept in f32, its master copy.
+    pub fn set_trainable(&mut self, id: ParameterId, trainable: bool) {
+        let parameter = &mut self.list[id.0];
+        parameter.trainable = trainable;
+        if trainable && parameter.value.dtype() != DType::F32 {
+            parameter.value = parameter.value.clone().cast(DType::F32);
+        }
+    }
+}

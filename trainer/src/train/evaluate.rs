@@ -1,0 +1,348 @@
+//! Evaluation during a run: the held-out samples, and the recipe's tasks.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use interlingua_checkpoints::config::ModelConfig;
+use interlingua_data::DataError;
+use interlingua_data::batch::MicroBatch;
+use interlingua_data::dataset::Dataset;
+use interlingua_data::sample::{Content, Message, Sample};
+use interlingua_data::source::read_source;
+use interlingua_data::tokenize::{Outcome, SampleTokenizer};
+use interlingua_data::tokenizer::Tokenizer;
+use interlingua_recipes::{Metric, Recipe, Source, Task, TaskKind};
+
+use super::metrics::{EvalRow, Example, LanguageLoss};
+use super::step::{add_by_language, inputs_and_targets};
+use crate::engine::head::log_probs;
+use crate::error::TrainError;
+use crate::generate::{GenerateOptions, generate};
+use crate::models::Model;
+
+/// Tokens of one evaluation batch.
+const BATCH_TOKENS: usize = 4096;
+
+/// Answers of a task that are shown.
+const EXAMPLES: usize = 4;
+
+/// What the held-out samples are called in `metrics.jsonl`.
+pub const HELDOUT: &str = "heldout";
+
+/// Everything to evaluate on, read and tokenised once.
+pub struct Evaluator {
+    tasks: Vec<Prepared>,
+}
+
+/// A task, ready to run.
+enum Prepared {
+    Perplexity { name: String, languages: Vec<String>, batches: Vec<MicroBatch>, bytes: Vec<u64> },
+    Generate { name: String, questions: Vec<Question>, options: GenerateOptions },
+}
+
+/// A prompt whose answer is known.
+struct Question {
+    language: String,
+    prompt: String,
+    input_ids: Vec<u32>,
+    reference: String,
+}
+
+impl Evaluator {
+    /// Reads and tokenises the recipe's tasks.
+    pub fn new(recipe: &Recipe, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<Self, TrainError> {
+        let prepared = recipe.eval.tasks.iter().map(|task| {
+            let samples = read(recipe, task)?;
+            let mut data = recipe.data.clone();
+            data.sources = sources(task);
+            let tokenize = SampleTokenizer::new(tokenizer, &data, config.vocab_size)?;
+            match task.kind {
+                TaskKind::Perplexity => perplexity_task(task, &samples, &tokenize, tokenizer),
+                TaskKind::Generate => generate_task(task, &samples, &tokenize, tokenizer, config),
+            }
+        });
+        Ok(Self { tasks: prepared.collect::<Result<_, _>>()? })
+    }
+
+    /// Evaluates the model: held-out samples first, then the tasks in their order.
+    pub fn run(
+        &self,
+        model: &Model,
+        tokenizer: &Tokenizer,
+        heldout: Option<&Dataset>,
+        step: u64,
+        time: f64,
+    ) -> Result<Vec<EvalRow>, TrainError> {
+        let mut rows = Vec::new();
+        if let Some(data) = heldout.filter(|data| !data.is_empty()) {
+            let batches = batches((0..data.len()).map(|index| (data.tokens(index), data.language(index))));
+            let bytes = supervised_bytes(&batches, data.languages().len(), tokenizer)?;
+            let by_language = losses(model, &batches, data.languages(), &bytes);
+            rows.push(row(HELDOUT, by_language, Vec::new(), step, time));
+        }
+        for task in &self.tasks {
+            rows.push(match task {
+                Prepared::Perplexity { name, languages, batches, bytes } => {
+                    row(name, losses(model, batches, languages, bytes), Vec::new(), step, time)
+                }
+                Prepared::Generate { name, questions, options } => {
+                    let (by_language, examples) = answers(model, tokenizer, questions, options)?;
+                    row(name, by_language, examples, step, time)
+                }
+            });
+        }
+        Ok(rows)
+    }
+}
+
+/// Whether a value of a metric is better than the best so far.
+pub fn improves(metric: Metric, value: f64, best: Option<f64>) -> bool {
+    best.is_none_or(|best| if metric.higher_is_better() { value > best } else { value < best })
+}
+
+type ByLanguage = BTreeMap<String, BTreeMap<String, f64>>;
+
+/// A row, with mean and gap over languages for every metric that all of them have.
+fn row(task: &str, by_language: ByLanguage, examples: Vec<Example>, step: u64, time: f64) -> EvalRow {
+    let mut values = BTreeMap::<String, Vec<f64>>::new();
+    for metrics in by_language.values() {
+        metrics.iter().for_each(|(name, value)| values.entry(name.clone()).or_default().push(*value));
+    }
+    let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+    let gap = |values: &Vec<f64>| {
+        let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        largest - values.iter().copied().fold(f64::INFINITY, f64::min)
+    };
+    EvalRow {
+        step,
+        time,
+        task: task.to_owned(),
+        mean: values.iter().map(|(name, values)| (name.clone(), mean(values))).collect(),
+        gap: values.iter().map(|(name, values)| (name.clone(), gap(values))).collect(),
+        by_language,
+        examples,
+    }
+}
+
+/// A task's file, or one for each of its languages where the path says `{lang}`, as sources of data.
+fn sources(task: &Task) -> Vec<Source> {
+    let source = |path: PathBuf, lang: Option<String>| Source {
+        name: task.name.clone(),
+        path,
+        format: task.format,
+        lang,
+        lang_field: task.lang_field.clone(),
+        group_field: None,
+        fields: task.fields.clone(),
+        normalize: Vec::new(),
+        limit: task.limit,
+    };
+    let path = task.path.to_string_lossy();
+    if !path.contains("{lang}") {
+        return vec![source(task.path.clone(), task.lang.clone())];
+    }
+    let of_language = |lang: &String| source(path.replace("{lang}", lang).into(), Some(lang.clone()));
+    task.languages.iter().map(of_language).collect()
+}
+
+/// A task's samples of the languages that it names; all of them when it names none.
+fn read(recipe: &Recipe, task: &Task) -> Result<Vec<Sample>, TrainError> {
+    let mut samples = Vec::new();
+    for (index, source) in sources(task).iter().enumerate() {
+        let rows = read_source(index, source, recipe.data.on_bad_row)?;
+        let all = rows.collect::<Result<Vec<Sample>, DataError>>()?;
+        samples.extend(all.into_iter().filter(|sample| {
+            task.languages.is_empty() || task.languages.contains(&sample.language)
+        }));
+    }
+    if samples.is_empty() {
+        return Err(TrainError::Setup(format!(
+            "eval task `{}`: {} has no row of its languages {:?}",
+            task.name,
+            task.path.display(),
+            task.languages
+        )));
+    }
+    Ok(samples)
+}
+
+fn language_index(languages: &mut Vec<String>, language: &str) -> u16 {
+    let found = languages.iter().position(|known| known == language);
+    found.unwrap_or_else(|| {
+        languages.push(language.to_owned());
+        languages.len() - 1
+    }) as u16
+}
+
+fn perplexity_task(
+    task: &Task,
+    samples: &[Sample],
+    tokenize: &SampleTokenizer,
+    tokenizer: &Tokenizer,
+) -> Result<Prepared, TrainError> {
+    let mut languages = Vec::new();
+    let mut sequences = Vec::new();
+    for sample in samples {
+        let outcome = tokenize.tokenize(&sample.content);
+        let outcome = outcome.map_err(|problem| DataError::bad_row(sample.place.clone(), problem))?;
+        let language = language_index(&mut languages, &sample.language);
+        if let Outcome::Kept { sequences: kept, .. } = outcome {
+            sequences.extend(kept.into_iter().map(|tokens| (tokens, language)));
+        }
+    }
+    let batches = batches(sequences.iter().map(|((ids, labels), language)| ((&ids[..], &labels[..]), *language)));
+    let bytes = supervised_bytes(&batches, languages.len(), tokenizer)?;
+    Ok(Prepared::Perplexity { name: task.name.clone(), languages, batches, bytes })
+}
+
+fn generate_task(
+    task: &Task,
+    samples: &[Sample],
+    tokenize: &SampleTokenizer,
+    tokenizer: &Tokenizer,
+    config: &ModelConfig,
+) -> Result<Prepared, TrainError> {
+    let mut questions = Vec::new();
+    for sample in samples {
+        let problem = |problem| DataError::bad_row(sample.place.clone(), problem);
+        let question = question(&sample.content, tokenize, tokenizer)
+            .ok_or_else(|| TrainError::Setup(format!(
+                "eval task `{}`, {}: a generate task needs rows that end with an answer of the assistant",
+                task.name, sample.place
+            )))?;
+        let (prompt, input_ids, reference) = question.map_err(problem)?;
+        questions.push(Question { language: sample.language.clone(), prompt, input_ids, reference });
+    }
+    let options = GenerateOptions {
+        max_new_tokens: task.max_new_tokens,
+        temperature: 0.0,
+        top_p: 1.0,
+        seed: 0,
+        stop_tokens: stop_tokens(tokenize, tokenizer, config),
+    };
+    Ok(Prepared::Generate { name: task.name.clone(), questions, options })
+}
+
+/// Tokens that end an answer: those of the template, of the tokenizer and of the config.
+pub fn stop_tokens(tokenize: &SampleTokenizer, tokenizer: &Tokenizer, config: &ModelConfig) -> Vec<u32> {
+    let template = tokenize.conversations().map(|conversations| conversations.stop_tokens(tokenizer));
+    let mut tokens = template.unwrap_or_default();
+    tokens.extend(&config.eos_token_ids);
+    tokens.extend(tokenizer.eos_id());
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens
+}
+
+type Asked = (String, Vec<u32>, String);
+
+/// The last question of a sample as text and tokens, and its answer; none when the sample does not end with an answer.
+fn question(
+    content: &Content,
+    tokenize: &SampleTokenizer,
+    tokenizer: &Tokenizer,
+) -> Option<Result<Asked, interlingua_data::error::RowProblem>> {
+    use interlingua_data::error::RowProblem;
+    let encode = |text: &str, special: bool| {
+        tokenizer.encode(text, special).map_err(|error| RowProblem::Tokenizer { message: error.to_string() })
+    };
+    match content {
+        Content::PromptCompletion { prompt, completion } => {
+            Some(encode(prompt, true).map(|ids| (prompt.clone(), ids, completion.clone())))
+        }
+        Content::Conversation { messages, tools, .. } => {
+            let (answer, before) = messages.split_last().filter(|(last, _)| last.role == "assistant")?;
+            let reference = answer.content.as_str()?.to_owned();
+            let asked = before.last().and_then(|message: &Message| message.content.as_str()).unwrap_or_default();
+            let template = tokenize.conversations()?.template();
+            let rendered = template.render(before, tools.as_ref(), true);
+            let ids = rendered
+                .map_err(|message| RowProblem::Template { message })
+                .and_then(|rendered| encode(&rendered.text, false));
+            Some(ids.map(|ids| (asked.to_owned(), ids, reference)))
+        }
+        Content::Text(_) | Content::Tokens { .. } => None,
+    }
+}
+
+/// Sequences in batches of about equal size.
+fn batches<'a>(sequences: impl Iterator<Item = ((&'a [u32], &'a [i32]), u16)>) -> Vec<MicroBatch> {
+    let mut batches = Vec::new();
+    let mut open = MicroBatch::default();
+    for (index, ((ids, labels), language)) in sequences.enumerate() {
+        if open.tokens() + ids.len() > BATCH_TOKENS && open.tokens() > 0 {
+            batches.push(std::mem::take(&mut open));
+        }
+        open.push(ids, labels, language, index as u64);
+    }
+    if open.tokens() > 0 {
+        batches.push(open);
+    }
+    batches
+}
+
+/// Bytes of the supervised text, by language.
+fn supervised_bytes(
+    batches: &[MicroBatch],
+    languages: usize,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<u64>, TrainError> {
+    let mut bytes = vec![0; languages];
+    for batch in batches {
+        for sequence in &batch.sequences {
+            let labels = batch.labels[sequence.range()].iter().skip(1);
+            let supervised: Vec<u32> = labels.filter_map(|label| u32::try_from(*label).ok()).collect();
+            bytes[usize::from(sequence.language)] += tokenizer.decode(&supervised, true)?.len() as u64;
+        }
+    }
+    Ok(bytes)
+}
+
+/// Loss, perplexity and bits per byte by language.
+fn losses(model: &Model, batches: &[MicroBatch], languages: &[String], bytes: &[u64]) -> ByLanguage {
+    let mut sums = BTreeMap::<String, LanguageLoss>::new();
+    for batch in batches {
+        let (inputs, targets) = inputs_and_targets(model, batch);
+        let hidden = model.last_hidden_state(&inputs, None);
+        add_by_language(&mut sums, languages, batch, &targets, &log_probs(model, &hidden, &targets));
+    }
+    let metrics = |(language, sum): (String, LanguageLoss)| {
+        let loss = sum.loss / (sum.tokens as f64).max(1.0);
+        let mut metrics = BTreeMap::from([("loss".to_owned(), loss), ("perplexity".to_owned(), loss.exp())]);
+        let index = languages.iter().position(|known| *known == language);
+        if let Some(bytes) = index.map(|index| bytes[index]).filter(|bytes| *bytes > 0) {
+            metrics.insert("bits_per_byte".into(), sum.loss / std::f64::consts::LN_2 / bytes as f64);
+        }
+        (language, metrics)
+    };
+    sums.into_iter().map(metrics).collect()
+}
+
+/// Exact match by language, and a few answers of different languages.
+fn answers(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    questions: &[Question],
+    options: &GenerateOptions,
+) -> Result<(ByLanguage, Vec<Example>), TrainError> {
+    let prompts: Vec<Vec<u32>> = questions.iter().map(|question| question.input_ids.clone()).collect();
+    let mut counts = BTreeMap::<String, (u64, u64)>::new();
+    let mut examples: Vec<Example> = Vec::new();
+    for (question, tokens) in questions.iter().zip(generate(model, &prompts, options)) {
+        let answer = tokenizer.decode(&tokens, true)?;
+        let count = counts.entry(question.language.clone()).or_default();
+        count.0 += u64::from(answer.trim() == question.reference.trim());
+        count.1 += 1;
+        if examples.len() < EXAMPLES && !examples.iter().any(|known| known.language == question.language) {
+            examples.push(Example {
+                language: question.language.clone(),
+                prompt: question.prompt.clone(),
+                answer,
+                reference: question.reference.clone(),
+            });
+        }
+    }
+    let share = |(right, all): (u64, u64)| right as f64 / all as f64;
+    let metrics = |(language, count)| (language, BTreeMap::from([("exact_match".to_owned(), share(count))]));
+    Ok((counts.into_iter().map(metrics).collect(), examples))
+}

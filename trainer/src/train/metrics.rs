@@ -1,0 +1,174 @@
+//! `metrics.jsonl`: one row per line, appended as the run goes; on resume, rows after the checkpoint are cut.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use interlingua_checkpoints::atomic::write_atomically;
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+
+/// Loss, tokens and samples of one language in a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LanguageLoss {
+    /// Mean loss per supervised token.
+    pub loss: f64,
+    /// Supervised tokens.
+    pub tokens: u64,
+    /// Sequences.
+    pub samples: u64,
+}
+
+/// One optimizer step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainRow {
+    /// 1 is the first.
+    pub step: u64,
+    /// Seconds since the start of the run.
+    pub time: f64,
+    /// The total.
+    pub loss: f64,
+    /// Its parts by name, weights not applied.
+    pub losses: BTreeMap<String, f64>,
+    /// Supervised tokens.
+    pub tokens: u64,
+    /// All tokens.
+    pub tokens_total: u64,
+    /// Global l2 norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Tokens of any kind per second.
+    pub tokens_per_second: f64,
+    /// Duration of the step.
+    pub step_seconds: f64,
+    /// Peak of our allocations so far, bytes.
+    pub memory_bytes: u64,
+    /// By language.
+    pub by_language: BTreeMap<String, LanguageLoss>,
+}
+
+/// One evaluation task at one step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalRow {
+    /// Steps done; 0 is before the first.
+    pub step: u64,
+    /// Seconds since the start of the run.
+    pub time: f64,
+    /// Name of the task.
+    pub task: String,
+    /// Metric by name, by language.
+    pub by_language: BTreeMap<String, BTreeMap<String, f64>>,
+    /// Mean over languages, by metric.
+    pub mean: BTreeMap<String, f64>,
+    /// Largest difference between two languages, by metric.
+    pub gap: BTreeMap<String, f64>,
+    /// A few prompts with what the model answered and what was expected; not written to the file.
+    #[serde(skip)]
+    pub examples: Vec<Example>,
+}
+
+/// A prompt, the model's answer and the expected one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Example {
+    /// Its language.
+    pub language: String,
+    /// What the user asked.
+    pub prompt: String,
+    /// What the model answered.
+    pub answer: String,
+    /// What was expected.
+    pub reference: String,
+}
+
+/// Something worth a line: a resume, a checkpoint, a warning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventRow {
+    /// Steps done.
+    pub step: u64,
+    /// Seconds since the start of the run.
+    pub time: f64,
+    /// What happened.
+    pub event: String,
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Row {
+    /// An optimizer step.
+    Train(TrainRow),
+    /// An evaluation.
+    Eval(EvalRow),
+    /// An event.
+    Event(EventRow),
+}
+
+impl Row {
+    /// The step it belongs to.
+    pub fn step(&self) -> u64 {
+        match self {
+            Self::Train(row) => row.step,
+            Self::Eval(row) => row.step,
+            Self::Event(row) => row.step,
+        }
+    }
+
+    /// Seconds since the start of the run.
+    pub fn time(&self) -> f64 {
+        match self {
+            Self::Train(row) => row.time,
+            Self::Eval(row) => row.time,
+            Self::Event(row) => row.time,
+        }
+    }
+}
+
+/// The open file, and the rows that were in it.
+#[derive(Debug)]
+pub struct Metrics {
+    path: PathBuf,
+    file: File,
+    /// Seconds that earlier starts of this run took.
+    pub time_before: f64,
+}
+
+impl Metrics {
+    /// Opens the file of an output folder for a run that goes on after `step`: rows of later steps are cut, as is a last
+    /// line that a killed process left unfinished.
+    pub fn open(output: &Path, step: u64) -> Result<(Self, Vec<Row>), TrainError> {
+        let path = output.join("metrics.jsonl");
+        let rows: Vec<Row> = read_rows(&path)?.into_iter().filter(|row| row.step() <= step && (step > 0)).collect();
+        let mut text = String::new();
+        for row in &rows {
+            text.push_str(&line(row)?);
+        }
+        write_atomically(&path, text.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(|source| TrainError::io(&path, source))?;
+        let time_before = rows.iter().map(Row::time).fold(0.0, f64::max);
+        Ok((Self { path, file, time_before }, rows))
+    }
+
+    /// Appends one row, whole.
+    pub fn write(&mut self, row: &Row) -> Result<(), TrainError> {
+        let line = line(row)?;
+        self.file.write_all(line.as_bytes()).map_err(|source| TrainError::io(&self.path, source))
+    }
+}
+
+/// The rows of a metrics file; none when there is no file. A line that cannot be read, such as the last one of a killed
+/// process, ends the reading.
+pub fn read_rows(path: &Path) -> Result<Vec<Row>, TrainError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(TrainError::io(path, source)),
+    }
+}
+
+fn line(row: &Row) -> Result<String, TrainError> {
+    let text = serde_json::to_string(row).map_err(|source| TrainError::Encode { what: "a metrics row", source })?;
+    Ok(text + "\n")
+}

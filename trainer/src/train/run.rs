@@ -1,0 +1,309 @@
+//! One stage: from an output folder as it stands to a finished run.
+
+use std::path::Path;
+use std::time::Instant;
+
+use interlingua_checkpoints::atomic::write_atomically;
+use interlingua_checkpoints::run_state;
+use interlingua_data::cache;
+use interlingua_data::order::{Order, OrderSettings};
+use interlingua_data::prepare::{Prepared, prepare};
+use interlingua_data::tokenizer::Tokenizer;
+use interlingua_recipes::{Length, Recipe, Recompute};
+
+use super::checkpoint::{self, RunState};
+use super::evaluate::{Evaluator, improves};
+use super::metrics::{EventRow, Metrics, Row, TrainRow};
+use super::selection::Selection;
+use super::setup::Base;
+use super::step::{StepKey, accumulate, not_finite};
+use super::summary::Summary;
+use super::{Event, Outcome, Started, StopFlag};
+use crate::error::TrainError;
+use crate::export::write_results;
+use crate::memory::peak_bytes;
+use crate::models::Model;
+use crate::optimizers::adamw::AdamW;
+use crate::optimizers::schedule::learning_rate;
+use crate::parameters::ParameterId;
+
+/// Everything of a run that has started.
+struct Run<'a> {
+    recipe: &'a Recipe,
+    base: Base,
+    tokenizer: Tokenizer,
+    data: Prepared,
+    order: Order,
+    total_steps: u64,
+    selection: Selection,
+    trained: Vec<ParameterId>,
+    model: Model,
+    optimizer: AdamW,
+    state: RunState,
+    metrics: Metrics,
+    rows: Vec<Row>,
+    start: Instant,
+}
+
+/// Trains one stage, from its last checkpoint where there is one.
+pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> Result<Outcome, TrainError> {
+    let saved = check_output(recipe)?;
+    let (latest, corrupt) = run_state::latest_valid(&recipe.output)?;
+    for corrupt in corrupt {
+        let (path, reason) = (corrupt.path.display(), corrupt.reason);
+        observe(Event::Note(format!("{path} is damaged ({reason}) and is passed over; the run goes on from the one before")));
+    }
+    let base = Base::open(recipe)?;
+    let tokenizer = Tokenizer::load(&base.path)?;
+    let mut progress = |progress| observe(Event::Preparing(progress));
+    let data = prepare(recipe, &tokenizer, base.config.vocab_size, &cache::default_folder(), &mut progress)?;
+    let (order, total_steps) = order(recipe, &data)?;
+    if let (Some((step, _)), Some(summary)) = (&latest, Summary::read(&recipe.output))
+        && summary.finished
+        && (*step >= total_steps || summary.stopped_early)
+    {
+        return Ok(Outcome::AlreadyFinished);
+    }
+
+    let selection = Selection::of(recipe)?;
+    let mut model = base.load(recipe, &selection)?;
+    let trained = selection.all(&model);
+    let optimizer = &recipe.optimizer;
+    let mut optimizer = AdamW {
+        betas: optimizer.betas,
+        epsilon: optimizer.eps,
+        weight_decay: optimizer.weight_decay,
+        moments: Default::default(),
+    };
+    let evaluator = Evaluator::new(recipe, &tokenizer, &base.config)?;
+    let state = match &latest {
+        Some((step, path)) => {
+            observe(Event::Note(format!("going on after step {step}, from {}", path.display())));
+            checkpoint::restore(path, &mut model, &trained, &mut optimizer)?
+        }
+        None => RunState::default(),
+    };
+
+    // From here on files are written.
+    if saved.is_none() {
+        std::fs::create_dir_all(&recipe.output).map_err(|source| TrainError::io(&recipe.output, source))?;
+    }
+    run_state::remove_partials(&recipe.output)?;
+    write_atomically(&recipe.output.join("recipe.toml"), recipe.to_toml()?.as_bytes())?;
+    let (metrics, rows) = Metrics::open(&recipe.output, state.step)?;
+    let run = Run {
+        recipe,
+        base,
+        tokenizer,
+        data,
+        order,
+        total_steps,
+        selection,
+        trained,
+        model,
+        optimizer,
+        state,
+        metrics,
+        rows,
+        start: Instant::now(),
+    };
+    run.go(&evaluator, stop, observe).map_err(TrainError::while_running)
+}
+
+/// The recipe that the output folder was made with; an error when it is another one.
+fn check_output(recipe: &Recipe) -> Result<Option<Recipe>, TrainError> {
+    let path = recipe.output.join("recipe.toml");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let saved = Recipe::load(&path, &[])?;
+    let conflicts = recipe.resume_conflicts(&saved)?;
+    if conflicts.is_empty() {
+        return Ok(Some(saved));
+    }
+    Err(TrainError::Setup(format!(
+        "{}: this output folder belongs to a run with other values of {}; choose another `output`, or start anew with \
+         --fresh, which moves the folder aside",
+        recipe.output.display(),
+        conflicts.join(", ")
+    )))
+}
+
+fn order(recipe: &Recipe, data: &Prepared) -> Result<(Order, u64), TrainError> {
+    let settings = OrderSettings {
+        seed: recipe.seed,
+        shuffle: recipe.data.shuffle,
+        packing: recipe.data.packing,
+        max_length: recipe.data.max_length,
+        batch_size: recipe.train.batch_size,
+        gradient_accumulation: recipe.train.gradient_accumulation,
+    };
+    let order = Order::new(&data.train, settings);
+    let rows = order.rows_per_epoch();
+    if recipe.data.shuffle && rows < order.rows_per_step(1) {
+        return Err(TrainError::Setup(format!(
+            "one optimizer step takes {} rows (train.batch_size {} × train.gradient_accumulation {}), and the data has only \
+             {rows}; lower one of them, or add data",
+            order.rows_per_step(1),
+            recipe.train.batch_size,
+            recipe.train.gradient_accumulation
+        )));
+    }
+    Ok(match recipe.train.length() {
+        Length::Steps(steps) => (order, steps),
+        Length::Tokens(tokens) => {
+            let steps = order.steps_for_tokens(tokens, 1);
+            (order, steps)
+        }
+        Length::Epochs(epochs) => {
+            let order = order.ending_after(epochs);
+            let steps = order.steps_for_epochs(epochs, 1);
+            (order, steps)
+        }
+    })
+}
+
+impl Run<'_> {
+    fn go(
+        mut self,
+        evaluator: &Evaluator,
+        stop: &StopFlag,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Outcome, TrainError> {
+        observe(Event::Started(self.started()));
+        if self.state.step == 0 {
+            self.evaluate(evaluator, observe)?;
+        }
+        while self.state.step < self.total_steps && !self.state.stopped_early {
+            if stop.is_set() {
+                self.save(observe)?;
+                return Ok(Outcome::Stopped);
+            }
+            self.step(observe)?;
+            let (done, train) = (self.state.step, &self.recipe.train);
+            let due = |every: u64| every > 0 && done.is_multiple_of(every);
+            if due(train.eval_every) && done < self.total_steps {
+                self.evaluate(evaluator, observe)?;
+            }
+            if due(self.recipe.train.checkpoint_every) && done < self.total_steps {
+                self.save(observe)?;
+            }
+        }
+        self.evaluate(evaluator, observe)?;
+        self.save(observe)?;
+        let summary = Summary::of_rows(&self.rows, true, self.state.stopped_early);
+        let (recipe, base) = (self.recipe, &self.base);
+        write_results(recipe, base, &self.model, &self.selection, &summary)?;
+        summary.write(&self.recipe.output)?;
+        observe(Event::Finished(Box::new(summary)));
+        Ok(Outcome::Finished)
+    }
+
+    fn started(&self) -> Started {
+        let count = |trained: bool| -> u64 {
+            let all = self.model.parameters.iter();
+            let chosen = all.filter(|(id, _)| !trained || self.trained.contains(id));
+            chosen.map(|(_, parameter)| parameter.len() as u64).sum()
+        };
+        Started {
+            step: self.state.step,
+            total_steps: self.total_steps,
+            trainable_parameters: count(true),
+            parameters: count(false),
+            samples: (self.data.train.len() as u64, self.data.heldout.as_ref().map_or(0, |data| data.len() as u64)),
+            fill_rate: self.order.fill_rate(),
+            device: format!("{:?}, {:?}", self.model.device, self.model.dtype),
+        }
+    }
+
+    fn time(&self) -> f64 {
+        self.metrics.time_before + self.start.elapsed().as_secs_f64()
+    }
+
+    fn write(&mut self, row: Row) -> Result<(), TrainError> {
+        self.metrics.write(&row)?;
+        self.rows.push(row);
+        Ok(())
+    }
+
+    /// One optimizer step.
+    fn step(&mut self, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        let start = Instant::now();
+        let (recipe, step) = (self.recipe, self.state.step);
+        self.selection.apply(&mut self.model, step, self.total_steps);
+        let micro_steps = recipe.train.gradient_accumulation;
+        let batches: Vec<_> =
+            (0..micro_steps).map(|micro| self.order.micro_batch(&self.data.train, step, micro, 0, 1)).collect();
+        let recompute = recipe.memory.recompute == Recompute::Block;
+        let key = StepKey { seed: recipe.seed, step };
+        let weight = recipe.objective.weight;
+        let mut passed = accumulate(&self.model, &self.data.train, &batches, weight, recompute, key)?;
+        let grad_norm = passed.gradients.norm();
+        if !grad_norm.is_finite() {
+            return Err(not_finite("gradient", &self.data.train, &batches, step));
+        }
+        if recipe.optimizer.max_grad_norm > 0.0 {
+            passed.gradients.clip(grad_norm, recipe.optimizer.max_grad_norm);
+        }
+        let rate = learning_rate(&recipe.schedule, recipe.optimizer.learning_rate, step, self.total_steps);
+        self.optimizer.step(&mut self.model.parameters, &passed.gradients, rate);
+        self.state.step += 1;
+
+        let seconds = start.elapsed().as_secs_f64();
+        let row = TrainRow {
+            step: self.state.step,
+            time: self.time(),
+            loss: passed.loss * weight,
+            losses: [("sft".to_owned(), passed.loss)].into(),
+            tokens: passed.tokens,
+            tokens_total: passed.tokens_total,
+            grad_norm,
+            learning_rate: rate,
+            tokens_per_second: passed.tokens_total as f64 / seconds,
+            step_seconds: seconds,
+            memory_bytes: peak_bytes(),
+            by_language: passed.by_language,
+        };
+        observe(Event::Step(row.clone()));
+        self.write(Row::Train(row))
+    }
+
+    fn evaluate(&mut self, evaluator: &Evaluator, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        let heldout = self.data.heldout.as_ref();
+        let rows = evaluator.run(&self.model, &self.tokenizer, heldout, self.state.step, self.time())?;
+        let metric = self.recipe.train.early_stop.metric;
+        // The first task that measures the metric decides.
+        let value = rows.iter().find_map(|row| row.mean.get(metric.name()).copied());
+        for row in rows {
+            observe(Event::Evaluated(row.clone()));
+            self.write(Row::Eval(row))?;
+        }
+        let patience = self.recipe.train.early_stop.patience;
+        if let Some(value) = value.filter(|_| patience > 0) {
+            if improves(metric, value, self.state.best) {
+                self.state.best = Some(value);
+                self.state.evaluations_without_improvement = 0;
+            } else {
+                self.state.evaluations_without_improvement += 1;
+            }
+            if self.state.evaluations_without_improvement >= patience && !self.state.stopped_early {
+                self.state.stopped_early = true;
+                let event = format!("{} has not improved for {patience} evaluations: the run ends early", metric.name());
+                observe(Event::Note(event.clone()));
+                let (step, time) = (self.state.step, self.time());
+                self.write(Row::Event(EventRow { step, time, event }))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        let output: &Path = &self.recipe.output;
+        let path = run_state::save(output, self.state.step, |folder| {
+            checkpoint::write(folder, &self.model, &self.trained, &self.optimizer, &self.state)
+        })?;
+        run_state::prune(output, self.recipe.train.keep_checkpoints)?;
+        observe(Event::Checkpoint { step: self.state.step, path });
+        Ok(())
+    }
+}
