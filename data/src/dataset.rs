@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use crate::tokenized_file::{Info, Record, TokenizedFile, Writer};
 
-pub use crate::prepare::{Prepared, Progress, prepare};
 pub use crate::tokenized_file::TokenizedSample;
 
 /// Tokenised samples, in the order of the sources and of the rows in their files.

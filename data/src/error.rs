@@ -213,20 +213,6 @@ pub enum DataError {
         /// Rows that they make.
         rows: u64,
     },
-    /// A tokenizer cannot be trained on these texts.
-    #[error("the tokenizer cannot be trained: {message}")]
-    TrainTokenizer {
-        /// What is wrong, and what to do.
-        message: String,
-    },
-    /// A file or folder cannot be written.
-    #[error("{} cannot be written: {reason}. Check that the folder exists, has room, and that you may write to it.", path.display())]
-    Unwritable {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system says.
-        reason: io::Error,
-    },
     /// A row that cannot be used; `on_bad_row = "skip"` leaves it out.
     #[error(transparent)]
     BadRow(#[from] Box<BadRow>),

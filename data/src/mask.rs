@@ -63,7 +63,7 @@ pub fn check_template(tokenizer: &Tokenizer, template: &ChatTemplate) -> Result<
     let render = |count: usize, prompt: bool| {
         template
             .render(&messages[..count], None, prompt)
-            .map_err(|message| refused(format!("It fails on a conversation of user and assistant: {message}.")))
+            .map_err(|message| refused(failure(tokenizer, template, &message)))
     };
     let (short, long) = (render(2, false)?, render(4, false)?);
     let ends = ends(tokenizer, &short.text, &long.text, &render(2, true)?.text)?.map_err(refused)?;
@@ -102,6 +102,14 @@ pub fn check_template(tokenizer: &Tokenizer, template: &ChatTemplate) -> Result<
         ends,
         prompt_is_whole,
     })
+}
+
+/// Why a template fails on the smallest of conversations.
+fn failure(tokenizer: &Tokenizer, template: &ChatTemplate, message: &str) -> String {
+    if template.source().contains("eos_token") && tokenizer.special_token("eos_token").is_none() {
+        return "It ends turns with `eos_token`, and tokenizer_config.json names none.".to_owned();
+    }
+    format!("It fails on a conversation of user and assistant: {message}.")
 }
 
 /// Finds what ends a turn, from a conversation of one question and answer, one of two, and the first with a generation prompt.
@@ -233,7 +241,8 @@ impl Conversations {
         for (index, message) in messages.iter().enumerate() {
             let says = message.role == "assistant";
             let wanted = index >= supervise_from && message.train.unwrap_or(says);
-            // Marks cover what the assistant says, and only what differs from that needs to be found.
+            // Marks cover what the assistant says, and only what differs from that needs to be found. A mark around a message that is
+            // not wanted goes as a whole, with the line end behind the message.
             if wanted == (marked && says) {
                 continue;
             }
@@ -243,7 +252,7 @@ impl Conversations {
             if wanted {
                 ranges.push(range);
             } else {
-                ranges = ranges.into_iter().flat_map(|kept| without(kept, &range)).collect();
+                ranges.retain(|marked| marked.end <= range.start || range.end <= marked.start);
             }
         }
         ranges.sort_by_key(|range| range.start);
@@ -313,12 +322,6 @@ impl Conversations {
     }
 }
 
-fn without(range: Range<usize>, hole: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let before = range.start..range.end.min(hole.start);
-    let after = range.start.max(hole.end)..range.end;
-    [before, after].into_iter().filter(|part| part.start < part.end)
-}
-
 /// Labels of a tokenised text of which only some byte ranges are supervised: a token is when its span overlaps one of them, so that
 /// a character split over several tokens is supervised as a whole. `ranges` are in order.
 pub fn labels(encoded: &Encoded, ranges: &[Range<usize>]) -> Vec<i32> {
@@ -348,16 +351,8 @@ mod tests {
             ids: vec![9, 1, 2, 3, 4, 5],
             spans,
         };
-        assert_eq!(labels(&encoded, &[3..6]), [-100, -100, 2, 3, 4, -100]);
+        assert_eq!(labels(&encoded, &[3..4, 4..6]), [-100, -100, 2, 3, 4, -100]);
         assert_eq!(labels(&encoded, &[0..1, 8..9]), [-100, 1, -100, -100, -100, 5]);
         assert_eq!(labels(&encoded, &[]), [-100; 6]);
-    }
-
-    #[test]
-    fn holes_are_cut_out() {
-        let cut = |range, hole: Range<usize>| without(range, &hole).collect::<Vec<_>>();
-        assert_eq!(cut(0..10, 3..5), [0..3, 5..10]);
-        assert!(cut(3..5, 0..10).is_empty());
-        assert_eq!(cut(3..5, 7..9), [3..5]);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use interlingua_recipes::{BadRow as OnBadRow, Recipe, Source};
+use interlingua_recipes::{BadRow as OnBadRow, Format, Recipe, Source};
 use rayon::prelude::*;
 
 use crate::cache::{self, Entry};
@@ -68,7 +68,10 @@ pub fn prepare(
     let data = &recipe.data;
     let sample_tokenizer = SampleTokenizer::new(tokenizer, data, vocabulary_size)?;
     let mut files = Vec::new();
-    let mut report = Report::default();
+    let mut report = Report {
+        notes: notes(recipe, tokenizer),
+        ..Report::default()
+    };
     for (index, source) in data.sources.iter().enumerate() {
         let mut watch = Watch {
             index,
@@ -112,6 +115,16 @@ pub fn prepare(
         heldout: (!heldout.is_empty()).then_some(heldout),
         report,
     })
+}
+
+/// What is right but may surprise.
+fn notes(recipe: &Recipe, tokenizer: &Tokenizer) -> Vec<String> {
+    let ended = |source: &Source| matches!(source.format, Format::Text | Format::PromptCompletion);
+    if tokenizer.eos_id().is_some() || !recipe.data.sources.iter().any(ended) {
+        return Vec::new();
+    }
+    let note = "The tokenizer names no eos_token, so nothing tells the model where texts and completions end.";
+    vec![note.to_owned()]
 }
 
 struct Watch<'a> {

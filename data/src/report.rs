@@ -11,6 +11,8 @@ use crate::batch::supervised_tokens;
 pub struct Report {
     /// One entry per source, in the recipe's order.
     pub sources: Vec<SourceReport>,
+    /// What a person should know, in whole sentences.
+    pub notes: Vec<String>,
 }
 
 /// What was read, kept and dropped of one source.

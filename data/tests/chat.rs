@@ -33,7 +33,12 @@ fn messages(value: &Value) -> Vec<Message> {
         let mut extra = message.as_object().unwrap().clone();
         let role = extra.shift_remove("role").unwrap().as_str().unwrap().to_owned();
         let content = extra.shift_remove("content").unwrap();
-        Message { role, content, train: None, extra }
+        Message {
+            role,
+            content,
+            train: None,
+            extra,
+        }
     };
     value.as_array().unwrap().iter().map(message).collect()
 }
@@ -50,12 +55,20 @@ fn checked(source: &str) -> Conversations {
 
 /// The texts that are supervised in a conversation.
 fn supervised(conversations: &Conversations, messages: &[Message], supervise_from: usize) -> Vec<String> {
-    let (text, ranges) = conversations.render(&tokenizer(), messages, None, supervise_from).unwrap();
+    let (text, ranges) = conversations
+        .render(&tokenizer(), messages, None, supervise_from)
+        .unwrap();
     ranges.into_iter().map(|range| text[range].to_owned()).collect()
 }
 
 fn case(name: &str) -> Value {
-    cases()["cases"].as_array().unwrap().iter().find(|case| case["name"] == name).unwrap().clone()
+    cases()["cases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|case| case["name"] == name)
+        .unwrap()
+        .clone()
 }
 
 #[test]
@@ -63,7 +76,11 @@ fn encodes_as_transformers_does() {
     let tokenizer = tokenizer();
     for encoding in cases()["encodings"].as_array().unwrap() {
         let text = encoding["text"].as_str().unwrap();
-        assert_eq!(tokenizer.encode(text, true).unwrap(), numbers(&encoding["ids"]), "{text}");
+        assert_eq!(
+            tokenizer.encode(text, true).unwrap(),
+            numbers(&encoding["ids"]),
+            "{text}"
+        );
         let encoded = tokenizer.encode_with_spans(text, false).unwrap();
         assert_eq!(tokenizer.decode(&encoded.ids, false).unwrap(), text);
         // Every byte belongs to a token, spaces too.
@@ -74,7 +91,10 @@ fn encodes_as_transformers_does() {
         }
         assert_eq!(end, text.len());
     }
-    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()), (Some(1), Some(3), Some(0)));
+    assert_eq!(
+        (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()),
+        (Some(1), Some(3), Some(0))
+    );
     assert_eq!(tokenizer.vocabulary_size(), 420);
 }
 
@@ -101,7 +121,10 @@ fn renders_tokenises_and_masks_as_transformers_does() {
         if template.has_generation_marks() {
             let conversations = check_template(&tokenizer, &template).unwrap();
             let (_, ranges) = conversations.render(&tokenizer, &messages, tools, 0).unwrap();
-            let mask: Vec<u32> = labels(&encoded, &ranges).iter().map(|&label| u32::from(label != -100)).collect();
+            let mask: Vec<u32> = labels(&encoded, &ranges)
+                .iter()
+                .map(|&label| u32::from(label != -100))
+                .collect();
             assert_eq!(mask, numbers(&case["mask"]), "{name}");
         }
     }
@@ -113,19 +136,28 @@ fn without_marks_each_answer_and_its_end_of_turn_is_supervised() {
     let source = interlingua_data::template::builtin("chatml").unwrap();
     assert_eq!(
         supervised(&checked(source), &chat, 0),
-        ["<think>\nkm 3?\n</think>\n\nHospitali ya karibu iko 医院. <|im_end|>", "مياه النهر باردة اليوم 🏥🏥<|im_end|>"]
+        [
+            "<think>\nkm 3?\n</think>\n\nHospitali ya karibu iko 医院. <|im_end|>",
+            "مياه النهر باردة اليوم 🏥🏥<|im_end|>"
+        ]
     );
     // The template takes the thinking out of the first answer, and its generation prompt opens a thought.
     let thinking = checked(case("thinking")["template"].as_str().unwrap());
     assert_eq!(
         supervised(&thinking, &chat, 0),
-        ["Hospitali ya karibu iko 医院. <|im_end|>", "مياه النهر باردة اليوم 🏥🏥<|im_end|>"]
+        [
+            "Hospitali ya karibu iko 医院. <|im_end|>",
+            "مياه النهر باردة اليوم 🏥🏥<|im_end|>"
+        ]
     );
     let tools = case("tools");
     let calls = messages(&tools["messages"]);
     assert_eq!(
         supervised(&checked(tools["template"].as_str().unwrap()), &calls, 0),
-        ["{\"name\": \"weather\", \"arguments\": {\"city\": \"पुणे\", \"days\": [1, 2.0]}}<|im_end|>", "It is 21 °C.<|im_end|>"]
+        [
+            "{\"name\": \"weather\", \"arguments\": {\"city\": \"पुणे\", \"days\": [1, 2.0]}}<|im_end|>",
+            "It is 21 °C.<|im_end|>"
+        ]
     );
 }
 
@@ -143,10 +175,10 @@ fn rows_can_say_which_messages_are_supervised() {
         assert_eq!(supervised(&conversations, &chat, 2), [format!("d<|im_end|>{newline}")]);
         chat[3].train = Some(false);
         chat[0].train = Some(true);
-        let spoken: Vec<String> = supervised(&conversations, &chat, 0);
-        assert_eq!(spoken[0], "a<|im_end|>");
-        assert_eq!(spoken[1], format!("b<|im_end|>{newline}"));
-        assert!(spoken[2..].concat().trim().is_empty(), "{spoken:?}");
+        assert_eq!(
+            supervised(&conversations, &chat, 0),
+            ["a<|im_end|>".to_owned(), format!("b<|im_end|>{newline}")]
+        );
     }
 }
 
@@ -154,15 +186,31 @@ fn rows_can_say_which_messages_are_supervised() {
 fn templates_that_would_teach_the_wrong_thing_are_refused() {
     let refused = |source: &str| check_template(&tokenizer(), &template(source)).unwrap_err().to_string();
     let marks = "{% for m in messages %}{{ m.role }}: {% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n{% endfor %}";
-    assert!(refused(marks).contains("leave out \"<|im_end|>\""), "{}", refused(marks));
+    assert!(
+        refused(marks).contains("leave out \"<|im_end|>\""),
+        "{}",
+        refused(marks)
+    );
     let nothing = "{% for m in messages %}{{ m.content }}<|im_end|>{% generation %}{% endgeneration %}{% endfor %}";
-    assert!(refused(nothing).contains("nothing would be learnt"), "{}", refused(nothing));
+    assert!(
+        refused(nothing).contains("nothing would be learnt"),
+        "{}",
+        refused(nothing)
+    );
     let endless = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}";
     assert!(refused(endless).contains("never learn to stop"), "{}", refused(endless));
     let deaf = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}";
-    assert!(refused(deaf).contains("leaves out what the assistant says"), "{}", refused(deaf));
+    assert!(
+        refused(deaf).contains("leaves out what the assistant says"),
+        "{}",
+        refused(deaf)
+    );
     let failing = "{{ raise_exception('no') }}";
-    assert!(refused(failing).contains("fails on a conversation"), "{}", refused(failing));
+    assert!(
+        refused(failing).contains("fails on a conversation"),
+        "{}",
+        refused(failing)
+    );
 }
 
 #[test]
@@ -176,21 +224,41 @@ fn a_generation_prompt_that_is_missing_does_not_teach_the_header() {
 fn a_missing_tokenizer_or_template_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let missing = Tokenizer::load(folder.path()).unwrap_err().to_string();
-    assert!(missing.contains("tokenizer.json") && missing.contains("tokenizer train"), "{missing}");
+    assert!(
+        missing.contains("tokenizer.json") && missing.contains("tokenizer train"),
+        "{missing}"
+    );
     let none = tokenizer().chat_template("auto").unwrap_err().to_string();
-    assert!(none.contains("no chat template") && none.contains("chatml, gemma, llama2, llama3"), "{none}");
+    assert!(
+        none.contains("no chat template") && none.contains("chatml, gemma, llama2, llama3"),
+        "{none}"
+    );
     let unknown = tokenizer().chat_template("chatmll").unwrap_err().to_string();
     assert!(unknown.contains("\"chatmll\""), "{unknown}");
     std::fs::write(folder.path().join("tokenizer.json"), "{").unwrap();
-    assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("cannot be read"));
+    assert!(
+        Tokenizer::load(folder.path())
+            .unwrap_err()
+            .to_string()
+            .contains("cannot be read")
+    );
 }
 
 #[test]
 fn the_templates_of_a_tokenizer_are_found_wherever_they_are() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::copy(self::folder().join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    std::fs::copy(
+        self::folder().join("tokenizer.json"),
+        folder.path().join("tokenizer.json"),
+    )
+    .unwrap();
     let config = |text: &str| std::fs::write(folder.path().join("tokenizer_config.json"), text).unwrap();
-    let source = || Tokenizer::load(folder.path()).unwrap().chat_template("auto").map(|found| found.source().to_owned());
+    let source = || {
+        Tokenizer::load(folder.path())
+            .unwrap()
+            .chat_template("auto")
+            .map(|found| found.source().to_owned())
+    };
     config(r#"{"chat_template": "one"}"#);
     assert_eq!(source().unwrap(), "one");
     config(r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "two"}]}"#);

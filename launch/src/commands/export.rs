@@ -42,7 +42,9 @@ pub(crate) struct Arguments {
 /// When model and adapter are wrong or do not fit, the folder cannot be written, or what was written computes something else.
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
     if !arguments.merge {
-        return Err(Failure::usage("What is to be done with the adapter? --merge puts it into the weights."));
+        return Err(Failure::usage(
+            "What is to be done with the adapter? --merge puts it into the weights.",
+        ));
     }
     let report = merge(&arguments.model, &arguments.adapter, &arguments.out, arguments.device)?;
     let out = arguments.out.display();
@@ -76,7 +78,7 @@ fn allowed(report: &MergeReport) -> f64 {
     let share = match report.dtype {
         Dtype::F32 => 1e-3,
         Dtype::F16 => 1e-2,
-        Dtype::Bf16 => 5e-2,
+        Dtype::BF16 => 5e-2,
     };
     share * report.max_logit.max(1.0)
 }

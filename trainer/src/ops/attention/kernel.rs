@@ -376,12 +376,18 @@ struct RowState {
 fn exponentiate(scores: &mut [f32], columns: usize, band: Band, state: &mut [RowState], corrections: &mut [f32]) {
     for (row, scores) in scores.chunks_exact_mut(columns).enumerate() {
         let visible = band.visible(row, columns);
-        scores[..visible.start].fill(0.0);
-        scores[visible.end..].fill(0.0);
-        let scores = &mut scores[visible];
+        let whole = whole_lanes(&visible, columns);
+        corrections[row] = 1.0;
+        scores[..whole.start].fill(0.0);
+        scores[whole.end..].fill(0.0);
+        if visible.is_empty() {
+            continue;
+        }
+        scores[whole.start..visible.start].fill(f32::NEG_INFINITY);
+        scores[visible.end..whole.end].fill(f32::NEG_INFINITY);
+        let scores = &mut scores[whole];
         let state = &mut state[row];
         let largest = vector::maximum(scores);
-        corrections[row] = 1.0;
         if largest > state.maximum {
             corrections[row] = vector::exp(state.maximum - largest);
             state.maximum = largest;
@@ -389,6 +395,17 @@ fn exponentiate(scores: &mut [f32], columns: usize, band: Band, state: &mut [Row
         let sum = vector::exp_and_sum(scores, state.maximum);
         state.sum = state.sum * corrections[row] + sum as f32;
     }
+}
+
+/// The visible columns and those beside them that fill up whole vectors: arithmetic on a few hidden scores costs less
+/// than a loop over single ones. Empty where nothing is visible.
+#[inline(always)]
+fn whole_lanes(visible: &Range<usize>, columns: usize) -> Range<usize> {
+    if visible.is_empty() {
+        return 0..0;
+    }
+    let start = visible.start / vector::LANES * vector::LANES;
+    start..visible.end.next_multiple_of(vector::LANES).min(columns)
 }
 
 /// Gradients of q, k and v out of the gradient of the output, all shaped like their tensors.
@@ -570,14 +587,15 @@ fn differentiate(
         .zip(gradients.chunks_exact_mut(columns));
     for (row, (scores, gradients)) in rows.enumerate() {
         let visible = band.visible(row, columns);
+        let whole = whole_lanes(&visible, columns);
+        let (log_sum, delta) = (log_sums[row], deltas[row]);
+        for (score, gradient) in scores[whole.clone()].iter_mut().zip(&mut gradients[whole]) {
+            *score = vector::exp(*score - log_sum);
+            *gradient = scale * *score * (*gradient - delta);
+        }
         for hidden in [0..visible.start, visible.end..columns] {
             scores[hidden.clone()].fill(0.0);
             gradients[hidden].fill(0.0);
-        }
-        let (log_sum, delta) = (log_sums[row], deltas[row]);
-        for (score, gradient) in scores[visible.clone()].iter_mut().zip(&mut gradients[visible]) {
-            *score = vector::exp(*score - log_sum);
-            *gradient = scale * *score * (*gradient - delta);
         }
     }
 }
