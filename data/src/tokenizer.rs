@@ -49,6 +49,18 @@ pub struct Encoded {
 }
 
 impl Tokenizer {
+    /// A tokenizer that knows no token, for a model folder without one whose data is tokenised already.
+    #[must_use]
+    pub fn without_vocabulary(folder: &Path) -> Self {
+        Tokenizer {
+            inner: tokenizers::Tokenizer::new(tokenizers::models::bpe::BPE::default()),
+            folder: folder.to_owned(),
+            special_tokens: BTreeMap::new(),
+            chat_template: None,
+            fingerprint: [0; 32],
+        }
+    }
+
     /// Reads a tokenizer from a folder, or from a tokenizer.json and the files beside it.
     ///
     /// # Errors

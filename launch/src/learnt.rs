@@ -61,12 +61,10 @@ pub(crate) fn table(summary: &Summary) -> Table {
 
 /// `2.310 → 0.840`, or one number when it was measured once.
 fn change(first: Option<f64>, last: Option<f64>, once: bool) -> String {
-    let last = table::decimal(last);
-    if once {
-        last
-    } else {
-        format!("{} → {last}", table::decimal(first))
+    if once || (first.is_none() && last.is_none()) {
+        return table::decimal(last);
     }
+    format!("{} → {}", table::decimal(first), table::decimal(last))
 }
 
 /// All that were trained on or measured.
@@ -114,7 +112,7 @@ mod tests {
         let lines: Vec<&str> = plain.lines().map(str::trim_end).collect();
         assert!(lines[0].ends_with("loss") && !plain.contains("perplexity"), "{plain}");
         assert!(
-            lines[1].starts_with("ar") && lines[1].contains("1,500") && lines[1].ends_with("- → -"),
+            lines[1].starts_with("ar") && lines[1].contains("1,500") && lines[1].ends_with("  -"),
             "{plain}"
         );
         assert!(

@@ -1,11 +1,15 @@
 //! Everything for standard error: log lines, plain lines, errors, and the panic hook. All of it steps around a progress bar.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{LazyLock, Mutex};
 
 use indicatif::MultiProgress;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::style;
 
@@ -33,14 +37,13 @@ pub(crate) fn start(quiet: bool, verbose: u8) {
         (false, _) => "trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let colour =
+        io::stderr().is_terminal() && anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
     let format = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(Lines)
-        .with_target(verbose > 0)
-        .with_ansi(
-            io::stderr().is_terminal() && anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never,
-        )
-        .without_time();
+        .with_ansi(colour)
+        .event_format(Plain { targets: verbose > 0 });
     // A second subscriber in one process (tests) keeps the first.
     let _ = format.try_init();
 }
@@ -86,6 +89,39 @@ pub(crate) fn panic_message() -> String {
         "Interlingua has met a mistake of its own: {what}. Checkpoints that were written are whole; run again to go on. \
          Please report it with the recipe, the output of `interlingua doctor`, and what `-v` adds to this message."
     )
+}
+
+/// A line is its message. What is no plain information says so first.
+struct Plain {
+    /// Whether lines say which module they come from.
+    targets: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for Plain
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let (word, colour) = match *event.metadata().level() {
+            Level::ERROR => ("error: ", style::ERROR),
+            Level::WARN => ("warning: ", style::WARNING),
+            Level::INFO => ("", style::DIM),
+            Level::DEBUG => ("debug: ", style::DIM),
+            Level::TRACE => ("trace: ", style::DIM),
+        };
+        let word = if writer.has_ansi_escapes() {
+            style::paint(colour, word)
+        } else {
+            word.to_owned()
+        };
+        write!(writer, "{word}")?;
+        if self.targets {
+            write!(writer, "{}: ", event.metadata().target())?;
+        }
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
 }
 
 /// Log lines, written above the progress bars.

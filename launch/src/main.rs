@@ -25,9 +25,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use interlingua_trainer::memory::{CountingAllocator, keep_freed_blocks};
+
 use crate::exit::{Exit, Failure};
 
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
 fn main() -> ExitCode {
+    keep_freed_blocks();
     let cli = cli::Cli::parse_from(cli::arguments(std::env::args_os()));
     logging::start(cli.global.quiet, cli.global.verbose);
     logging::catch_panics(cli.global.verbose > 0);

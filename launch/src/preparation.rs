@@ -63,7 +63,7 @@ pub(crate) fn ready(recipe: &Recipe, global: &Global) -> Result<Vec<Ready>, Fail
 
 fn ready_stage(stage: String, recipe: &Recipe, global: &Global) -> Result<Ready, Failure> {
     let base = Base::open(recipe)?;
-    let tokenizer = Tokenizer::load(&base.path).map_err(Failure::usage)?;
+    let tokenizer = base.tokenizer(recipe)?;
     let mut preparation = Preparation::new(global);
     let mut observe = |progress| preparation.observe(&progress);
     let data = prepare(

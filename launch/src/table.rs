@@ -11,7 +11,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// A table with these columns. The first is a name and stands to the left, the others to the right.
+    /// A table with these columns. Numbers stand to the right, and so do their headers.
     pub(crate) fn new<T: Into<String>>(headers: impl IntoIterator<Item = T>) -> Self {
         Self {
             headers: headers.into_iter().map(Into::into).collect(),
@@ -36,10 +36,15 @@ impl Table {
         }
         for (index, column) in table.column_iter_mut().enumerate() {
             column.set_padding((if index == 0 { 0 } else { 1 }, 1));
-            column.set_cell_alignment(if index == 0 {
-                CellAlignment::Left
-            } else {
+            let numbers = index > 0
+                && self
+                    .rows
+                    .iter()
+                    .all(|row| row.get(index).is_none_or(|cell| is_number(cell)));
+            column.set_cell_alignment(if numbers {
                 CellAlignment::Right
+            } else {
+                CellAlignment::Left
             });
         }
         let text = table.to_string();
@@ -50,6 +55,13 @@ impl Table {
             .collect::<Vec<_>>()
             .join("\n")
     }
+}
+
+/// Whether a cell is a number, or stands for one that is not there.
+fn is_number(cell: &str) -> bool {
+    cell.chars()
+        .next()
+        .is_none_or(|first| first.is_ascii_digit() || first == '-')
 }
 
 /// A number with three decimals, or a dash where there is none.

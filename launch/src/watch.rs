@@ -108,7 +108,7 @@ impl<'a> Watch<'a> {
         if let Some(bar) = &self.bar {
             bar.set_message(speed);
             bar.set_position(row.step);
-        } else if row.step % self.log_every == 0 || row.step == self.total_steps {
+        } else if row.step.is_multiple_of(self.log_every) || row.step == self.total_steps {
             let done = row.step.saturating_sub(self.first_step).max(1);
             let left = self
                 .started

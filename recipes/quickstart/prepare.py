@@ -286,8 +286,8 @@ def main() -> None:
     write(arguments.out / "train.jsonl", [task_row(row) for row in sorted([*train, *home], key=order)])
     write(arguments.out / "swapped.jsonl", [task_row(row) for row in sorted(extra, key=order)])
     write(arguments.out / "eval.jsonl", [task_row(row) for row in evaluation])
-    write(arguments.out / "base/text.jsonl", text)
-    write(arguments.out / "base/tasks.jsonl", base_tasks([*train, *home], phrases))
+    write(arguments.out / "pretraining/text.jsonl", text)
+    write(arguments.out / "pretraining/tasks.jsonl", base_tasks([*train, *home], phrases))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,61 @@ const HUMAN_RIGHTS: File = (
     include_bytes!("../examples/human-rights.jsonl"),
 );
 
+const BASE_CONFIG: File = (
+    "quickstart/base/config.json",
+    include_bytes!("../quickstart/base/config.json"),
+);
+const BASE_WEIGHTS: File = (
+    "quickstart/base/model.safetensors",
+    include_bytes!("../quickstart/base/model.safetensors"),
+);
+const BASE_TOKENIZER: File = (
+    "quickstart/base/tokenizer.json",
+    include_bytes!("../quickstart/base/tokenizer.json"),
+);
+const BASE_TOKENIZER_CONFIG: File = (
+    "quickstart/base/tokenizer_config.json",
+    include_bytes!("../quickstart/base/tokenizer_config.json"),
+);
+const QUICKSTART_TRAIN: File = ("quickstart/train.jsonl", include_bytes!("../quickstart/train.jsonl"));
+const QUICKSTART_LICENSES: File = ("quickstart/LICENSES.md", include_bytes!("../quickstart/LICENSES.md"));
+
 const SHIPPED: &[Shipped] = &[
+    Shipped {
+        name: "quickstart",
+        summary: "Requests in ten languages become intent and slots: LoRA, a few minutes on two cores",
+        files: &[
+            ("quickstart.toml", include_bytes!("../quickstart.toml")),
+            BASE_CONFIG,
+            BASE_WEIGHTS,
+            BASE_TOKENIZER,
+            BASE_TOKENIZER_CONFIG,
+            QUICKSTART_TRAIN,
+            ("quickstart/swapped.jsonl", include_bytes!("../quickstart/swapped.jsonl")),
+            ("quickstart/eval.jsonl", include_bytes!("../quickstart/eval.jsonl")),
+            QUICKSTART_LICENSES,
+        ],
+    },
+    Shipped {
+        name: "quickstart-base",
+        summary: "The quickstart's tiny base model, from random weights",
+        files: &[
+            ("quickstart-base.toml", include_bytes!("../quickstart-base.toml")),
+            BASE_CONFIG,
+            BASE_TOKENIZER,
+            BASE_TOKENIZER_CONFIG,
+            QUICKSTART_TRAIN,
+            (
+                "quickstart/pretraining/tasks.jsonl",
+                include_bytes!("../quickstart/pretraining/tasks.jsonl"),
+            ),
+            (
+                "quickstart/pretraining/text.jsonl",
+                include_bytes!("../quickstart/pretraining/text.jsonl"),
+            ),
+            QUICKSTART_LICENSES,
+        ],
+    },
     Shipped {
         name: "lora-sft",
         summary: "Instruction tuning with LoRA, twelve languages",
@@ -35,6 +89,10 @@ const SHIPPED: &[Shipped] = &[
             ("lora-sft.toml", include_bytes!("../lora-sft.toml")),
             COMMIT_QUESTIONS,
             LICENSES,
+            BASE_CONFIG,
+            BASE_WEIGHTS,
+            BASE_TOKENIZER,
+            BASE_TOKENIZER_CONFIG,
         ],
     },
     Shipped {
@@ -44,6 +102,10 @@ const SHIPPED: &[Shipped] = &[
             ("full-finetune.toml", include_bytes!("../full-finetune.toml")),
             COMMIT_QUESTIONS,
             LICENSES,
+            BASE_CONFIG,
+            BASE_WEIGHTS,
+            BASE_TOKENIZER,
+            BASE_TOKENIZER_CONFIG,
         ],
     },
     Shipped {
@@ -56,6 +118,10 @@ const SHIPPED: &[Shipped] = &[
             ),
             HUMAN_RIGHTS,
             LICENSES,
+            BASE_CONFIG,
+            BASE_WEIGHTS,
+            BASE_TOKENIZER,
+            BASE_TOKENIZER_CONFIG,
         ],
     },
 ];

@@ -1,3 +1,4 @@
 //! End-to-end tests of the interlingua binary.
 
 pub mod binary;
+pub mod tiny;

@@ -35,7 +35,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
 
 /// The facts as lines, lists of objects as tables.
 fn render(facts: &Facts) -> String {
-    let scalar = |(_, value): &(&String, &Value)| !is_rows(value);
+    let scalar = |(_, value): &(&String, &Value)| !is_rows(value) && !is_nothing(value);
     let width = facts
         .iter()
         .filter(scalar)
@@ -49,7 +49,7 @@ fn render(facts: &Facts) -> String {
             text(key, value)
         )
     });
-    let tables = facts.iter().filter(|fact| !scalar(fact)).map(|(key, value)| {
+    let tables = facts.iter().filter(|(_, value)| is_rows(value)).map(|(key, value)| {
         let rows: Vec<&Facts> = value
             .as_array()
             .into_iter()
@@ -81,6 +81,13 @@ fn is_rows(value: &Value) -> bool {
         .is_some_and(|list| list.first().is_some_and(Value::is_object))
 }
 
+/// Whether there is nothing to show.
+fn is_nothing(value: &Value) -> bool {
+    value.is_null()
+        || value.as_array().is_some_and(Vec::is_empty)
+        || value.as_object().is_some_and(serde_json::Map::is_empty)
+}
+
 /// A value for people.
 fn text(key: &str, value: &Value) -> String {
     match value {
@@ -108,7 +115,7 @@ mod tests {
     #[test]
     fn facts_are_lines_and_lists_of_objects_are_tables() {
         let facts = serde_json::json!({
-            "kind": "model", "bytes": 2048, "languages": ["ar", "sw"], "parameters": 12345,
+            "kind": "model", "bytes": 2048, "languages": ["ar", "sw"], "parameters": 12345, "rope": null, "stages": [],
             "files": [{ "name": "a", "bytes": 1024 }, { "name": "bb", "bytes": 1 }],
         });
         let plain = anstream::adapter::strip_str(&render(facts.as_object().unwrap())).to_string();

@@ -5,9 +5,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use safetensors::SafeTensors;
-use safetensors::tensor::Metadata;
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use super::{Facts, facts as object};
 use crate::exit::Failure;
@@ -36,12 +35,12 @@ impl Totals {
     pub(super) fn read(paths: &[PathBuf]) -> Result<Self, Failure> {
         let mut totals = Self::default();
         for path in paths {
-            for info in header(path)?.tensors().values() {
-                let elements = info.shape.iter().product::<usize>() as u64;
+            for (_, info) in header(path)?.tensors {
+                let elements: u64 = info.shape.iter().product();
                 totals.tensors += 1;
                 totals.parameters += elements;
-                totals.bytes += (info.data_offsets.1 - info.data_offsets.0) as u64;
-                *totals.dtypes.entry(name(info)).or_default() += elements;
+                totals.bytes += info.data_offsets.1.saturating_sub(info.data_offsets.0);
+                *totals.dtypes.entry(info.dtype.to_lowercase()).or_default() += elements;
             }
         }
         Ok(totals)
@@ -58,13 +57,23 @@ impl Totals {
     }
 }
 
-/// The number format's name as people write it: `f32`, `bf16`.
-fn name(info: &safetensors::tensor::TensorInfo) -> String {
-    format!("{:?}", info.dtype).to_lowercase()
+/// What a header says of one tensor.
+#[derive(Deserialize)]
+struct TensorInfo {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+/// The header of a file.
+struct Header {
+    /// In the order of the file.
+    tensors: Vec<(String, TensorInfo)>,
+    notes: Option<Value>,
 }
 
 /// The header of a file, its size checked.
-fn header(path: &Path) -> Result<Metadata, Failure> {
+fn header(path: &Path) -> Result<Header, Failure> {
     let broken = |what: String| Failure::usage(format!("{} {what}. Copy or download it again.", path.display()));
     let unreadable = |error: std::io::Error| broken(format!("cannot be read: {error}"));
     let mut file = File::open(path).map_err(unreadable)?;
@@ -72,21 +81,27 @@ fn header(path: &Path) -> Result<Metadata, Failure> {
     let mut length = [0; 8];
     file.read_exact(&mut length)
         .map_err(|_| broken("is no safetensors file: it is shorter than 8 bytes".to_owned()))?;
-    let header = u64::from_le_bytes(length);
-    if header > LONGEST_HEADER || header > size.saturating_sub(8) {
+    let length = u64::from_le_bytes(length);
+    if length > LONGEST_HEADER || length > size.saturating_sub(8) {
         return Err(broken(
             "is no safetensors file, or was cut off inside its header".to_owned(),
         ));
     }
-    let mut bytes = length.to_vec();
-    file.take(header).read_to_end(&mut bytes).map_err(unreadable)?;
-    let (_, metadata) =
-        SafeTensors::read_metadata(&bytes).map_err(|error| broken(format!("is no safetensors file: {error}")))?;
-    let expected = 8 + header + metadata.data_len() as u64;
+    let mut bytes = Vec::new();
+    file.take(length).read_to_end(&mut bytes).map_err(unreadable)?;
+    let wrong = |error: serde_json::Error| broken(format!("is no safetensors file: {error}"));
+    let mut entries: Map<String, Value> = serde_json::from_slice(&bytes).map_err(wrong)?;
+    let notes = entries.shift_remove("__metadata__");
+    let mut tensors = entries
+        .into_iter()
+        .map(|(name, value)| Ok((name, serde_json::from_value::<TensorInfo>(value).map_err(wrong)?)))
+        .collect::<Result<Vec<_>, Failure>>()?;
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let expected = 8 + length + tensors.last().map_or(0, |(_, info)| info.data_offsets.1);
     if size != expected {
         return Err(broken(format!("has {size} bytes where its header says {expected}")));
     }
-    Ok(metadata)
+    Ok(Header { tensors, notes })
 }
 
 /// What a file holds.
@@ -94,17 +109,15 @@ fn header(path: &Path) -> Result<Metadata, Failure> {
 /// # Errors
 /// As [`Totals::read`].
 pub(super) fn facts(path: &Path) -> Result<Facts, Failure> {
-    let metadata = header(path)?;
+    let header = header(path)?;
     let mut facts = object([("kind", json!("tensors")), ("path", json!(path))]);
     facts.extend(Totals::read(&[path.to_owned()])?.facts());
-    if let Some(notes) = metadata.metadata() {
-        facts.insert("metadata".to_owned(), json!(notes));
+    if let Some(notes) = header.notes {
+        facts.insert("metadata".to_owned(), notes);
     }
-    let mut list: Vec<_> = metadata.tensors().into_iter().collect();
-    list.sort_by_key(|(_, info)| info.data_offsets);
-    let rows = list
-        .iter()
-        .map(|(tensor, info)| json!({ "name": tensor, "dtype": name(info), "shape": format!("{:?}", info.shape) }));
+    let rows = header.tensors.iter().map(|(name, info)| {
+        json!({ "name": name, "dtype": info.dtype.to_lowercase(), "shape": format!("{:?}", info.shape) })
+    });
     facts.insert("contents".to_owned(), Value::Array(rows.collect()));
     Ok(facts)
 }

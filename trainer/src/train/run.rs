@@ -54,7 +54,7 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         observe(Event::Note(format!("{path} is damaged ({reason}) and is passed over; the run goes on from the one before")));
     }
     let base = Base::open(recipe)?;
-    let tokenizer = Tokenizer::load(&base.path)?;
+    let tokenizer = base.tokenizer(recipe)?;
     let mut progress = |progress| observe(Event::Preparing(progress));
     let data = prepare(recipe, &tokenizer, base.config.vocab_size, &cache::default_folder(), &mut progress)?;
     let (order, total_steps) = order(recipe, &data)?;
@@ -130,25 +130,8 @@ fn check_output(recipe: &Recipe) -> Result<Option<Recipe>, TrainError> {
 }
 
 fn order(recipe: &Recipe, data: &Prepared) -> Result<(Order, u64), TrainError> {
-    let settings = OrderSettings {
-        seed: recipe.seed,
-        shuffle: recipe.data.shuffle,
-        packing: recipe.data.packing,
-        max_length: recipe.data.max_length,
-        batch_size: recipe.train.batch_size,
-        gradient_accumulation: recipe.train.gradient_accumulation,
-    };
-    let order = Order::new(&data.train, settings);
-    let rows = order.rows_per_epoch();
-    if recipe.data.shuffle && rows < order.rows_per_step(1) {
-        return Err(TrainError::Setup(format!(
-            "one optimizer step takes {} rows (train.batch_size {} × train.gradient_accumulation {}), and the data has only \
-             {rows}; lower one of them, or add data",
-            order.rows_per_step(1),
-            recipe.train.batch_size,
-            recipe.train.gradient_accumulation
-        )));
-    }
+    let order = Order::new(&data.train, OrderSettings::from_recipe(recipe));
+    order.check(1)?;
     Ok(match recipe.train.length() {
         Length::Steps(steps) => (order, steps),
         Length::Tokens(tokens) => {

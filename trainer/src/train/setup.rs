@@ -8,7 +8,8 @@ use interlingua_checkpoints::dtype::Dtype as FileDtype;
 use interlingua_checkpoints::hub;
 use interlingua_checkpoints::model_folder::ModelFolder;
 use interlingua_checkpoints::peft::AdapterFolder;
-use interlingua_recipes::{AdapterKind, Init, Recipe};
+use interlingua_data::tokenizer::Tokenizer;
+use interlingua_recipes::{AdapterKind, Format, Init, Recipe};
 use serde_json::Value;
 
 use super::selection::Selection;
@@ -47,6 +48,16 @@ impl Base {
     pub fn dtype(&self) -> FileDtype {
         let named = self.config.dtype.unwrap_or(FileDtype::F32);
         self.folder.as_ref().map_or(named, ModelFolder::main_dtype)
+    }
+
+    /// Its tokenizer. A folder without one will do when all data is tokenised already.
+    pub fn tokenizer(&self, recipe: &Recipe) -> Result<Tokenizer, TrainError> {
+        let sources = recipe.data.sources.iter().map(|source| source.format);
+        let mut formats = sources.chain(recipe.eval.tasks.iter().map(|task| task.format));
+        if !self.path.join("tokenizer.json").exists() && formats.all(|format| format == Format::Tokens) {
+            return Ok(Tokenizer::without_vocabulary(&self.path));
+        }
+        Ok(Tokenizer::load(&self.path)?)
     }
 
     /// Loads the model and puts on it what the recipe trains.
