@@ -1,7 +1,7 @@
 //! What a person sees of a run while it goes on: a bar on a terminal, lines elsewhere; and its answers, before and after.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar};
 use interlingua_trainer::train::metrics::{EvalRow, Example, TrainRow};
@@ -100,14 +100,27 @@ impl<'a> Watch<'a> {
     }
 
     fn step(&mut self, row: &TrainRow) {
+        // What came before the first step, such as an evaluation, says nothing of the time that steps take.
+        let is_first = row.step == self.first_step + 1;
+        if is_first {
+            self.started = Instant::now() - Duration::from_secs_f64(row.step_seconds.max(0.0));
+        }
         let speed = format!(
             "loss {:.4}  {} tokens/s",
             row.loss,
             table::count(row.tokens_per_second.round() as u64)
         );
         if let Some(bar) = &self.bar {
-            bar.set_message(speed);
+            let end = if row.step == self.total_steps {
+                "  evaluating and saving"
+            } else {
+                ""
+            };
+            bar.set_message(format!("{speed}{end}"));
             bar.set_position(row.step);
+            if is_first {
+                bar.reset_eta();
+            }
         } else if row.step.is_multiple_of(self.log_every) || row.step == self.total_steps {
             let done = row.step.saturating_sub(self.first_step).max(1);
             let left = self

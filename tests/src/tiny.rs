@@ -55,7 +55,7 @@ pub fn write(scratch: &Scratch) {
     scratch.write("recipe.toml", RECIPE);
 }
 
-/// The recipe that [`write`] writes.
+/// The recipe that [`write()`] writes.
 pub const RECIPE: &str = r#"output = "run"
 
 [model]

@@ -130,9 +130,12 @@ fn preview(data: &Dataset, sample: usize, tokenizer: &Tokenizer) -> Result<Previ
     let mut start = 0;
     for position in 1..=shown {
         if position == shown || supervised(position) != supervised(start) {
-            let text = tokenizer
-                .decode(&input_ids[start..position], false)
-                .map_err(Failure::usage)?;
+            let ids = &input_ids[start..position];
+            let mut text = tokenizer.decode(ids, false).map_err(Failure::usage)?;
+            if text.is_empty() {
+                // Data that came as tokens, for a model folder without a tokenizer.
+                text = ids.iter().map(|id| format!("{id} ")).collect();
+            }
             segments.push(Segment {
                 text,
                 supervised: supervised(start),

@@ -27,9 +27,9 @@ impl Targets {
     pub fn of_labels(labels: &[i32], boundaries: &[usize]) -> Self {
         let mut targets = Self::default();
         for range in boundaries.windows(2) {
-            for position in range[0] + 1..range[1] {
-                if let Ok(token) = u32::try_from(labels[position]) {
-                    targets.positions.push(position as u32 - 1);
+            for (position, label) in labels[range[0]..range[1]].iter().enumerate().skip(1) {
+                if let Ok(token) = u32::try_from(*label) {
+                    targets.positions.push((range[0] + position) as u32 - 1);
                     targets.tokens.push(token);
                 }
             }

@@ -14,7 +14,7 @@ enum Kept<'a> {
     /// Its input; the graph is made again from it.
     Input(Tensor<2>),
     /// Its graph.
-    Graph(Part<'a>),
+    Graph(Box<Part<'a>>),
 }
 
 /// The graph of one part.
@@ -71,7 +71,7 @@ pub fn forward_backward(
         if index >= lowest && !recompute {
             let part = build(x, index);
             x = part.output.clone().inner();
-            kept.push(Kept::Graph(part));
+            kept.push(Kept::Graph(Box::new(part)));
         } else {
             if index >= lowest {
                 kept.push(Kept::Input(x.clone()));
@@ -91,7 +91,7 @@ pub fn forward_backward(
     for (index, kept) in (lowest..model.blocks.len()).zip(kept).rev() {
         let Some(above) = gradient else { return log_probs };
         let part = match kept {
-            Kept::Graph(part) => part,
+            Kept::Graph(part) => *part,
             Kept::Input(x) => build(x, index),
         };
         gradient = part.backward(above, gradients);

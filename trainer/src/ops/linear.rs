@@ -10,10 +10,11 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{DType, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use super::dropout::Dropout;
-use super::matrix::{Matrix, multiply};
+use super::flex::{dense, tensor};
+use super::matrix::{Matrix, multiplied, multiply};
 use super::runs_on_flex;
 
 /// A low-rank adapter of a linear layer.
@@ -120,8 +121,18 @@ pub trait LinearOps: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// The backward pass of a backend that has one.
+/// The two passes of a backend that has both.
 pub trait LinearBackward: LinearOps {
+    /// The output `[tokens, out]`, and the low-rank activations `dropout(x) Aᵀ` `[tokens, rank]` for the backward pass.
+    fn linear_forward_keeping(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        options: &LinearOptions,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>);
+
     /// The gradients that are wanted, out of the gradient of the output.
     fn linear_backward(
         gradient: FloatTensor<Self>,
@@ -137,16 +148,13 @@ pub struct Saved<B: Backend> {
     x: Option<FloatTensor<B>>,
     weight: FloatTensor<B>,
     adapter: Option<(FloatTensor<B>, FloatTensor<B>)>,
+    low: Option<FloatTensor<B>>,
 }
 
 fn matrix(tensor: &FlexTensor) -> (Matrix<'_>, usize, usize) {
     let shape = tensor.layout().shape();
     let (rows, columns) = (shape[0], shape[1]);
     (Matrix::new(tensor.storage::<f32>(), rows, columns), rows, columns)
-}
-
-fn output_of(rows: usize, columns: usize) -> FlexTensor {
-    FlexTensor::empty(Shape::from(vec![rows, columns]), DType::F32)
 }
 
 /// The adapter's input after dropout; borrowed where there is none.
@@ -171,85 +179,81 @@ impl LinearOps for Flex {
         b: FloatTensor<Self>,
         options: LinearOptions,
     ) -> FloatTensor<Self> {
-        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
-        let (x_view, tokens, _) = matrix(&x);
-        let (weight_view, features, _) = matrix(&weight);
-        let mut output = output_of(tokens, features);
-        let values = output.storage_mut::<f32>();
-        if options.has_bias {
-            let bias = bias.to_contiguous();
-            values.chunks_mut(features).for_each(|row| row.copy_from_slice(bias.storage::<f32>()));
-        }
-        multiply(values, x_view, weight_view.transposed(), 1.0, options.has_bias);
-        if options.has_adapter {
-            let (a, b) = (a.to_contiguous(), b.to_contiguous());
-            let (a_view, rank, _) = matrix(&a);
-            let mut buffer = Vec::new();
-            let mut low = vec![0.0; tokens * rank];
-            multiply(&mut low, dropped(&x, &options, &mut buffer), a_view.transposed(), 1.0, false);
-            multiply(values, Matrix::new(&low, tokens, rank), matrix(&b).0.transposed(), options.scale, true);
-        }
-        output
+        Self::linear_forward_keeping(x, weight, bias, a, b, &options).0
     }
 }
 
 impl LinearBackward for Flex {
+    fn linear_forward_keeping(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        options: &LinearOptions,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let (x, weight) = (dense(x), dense(weight));
+        let (x_view, tokens, _) = matrix(&x);
+        let (weight_view, features, _) = matrix(&weight);
+        let mut values = multiplied(x_view, weight_view.transposed(), 1.0);
+        if options.has_bias {
+            let bias = dense(bias);
+            let bias = bias.storage::<f32>();
+            values.chunks_mut(features).for_each(|row| row.iter_mut().zip(bias).for_each(|(sum, value)| *sum += value));
+        }
+        let low = options.has_adapter.then(|| {
+            let (a, b) = (dense(a), dense(b));
+            let (a_view, rank, _) = matrix(&a);
+            let mut buffer = Vec::new();
+            let low = multiplied(dropped(&x, options, &mut buffer), a_view.transposed(), 1.0);
+            multiply(&mut values, Matrix::new(&low, tokens, rank), matrix(&b).0.transposed(), options.scale, true);
+            tensor(low, [tokens, rank])
+        });
+        (tensor(values, [tokens, features]), low)
+    }
+
     fn linear_backward(
         gradient: FloatTensor<Self>,
         saved: Saved<Self>,
         options: &LinearOptions,
         wanted: Wanted,
     ) -> LinearGradients<Self> {
-        let gradient = gradient.to_contiguous();
+        let gradient = dense(gradient);
         let (gradient_view, tokens, features) = matrix(&gradient);
-        let weight = saved.weight.to_contiguous();
+        let weight = dense(saved.weight);
         let (weight_view, _, inputs) = matrix(&weight);
-        let x = saved.x.map(|x| x.to_contiguous());
+        let x = saved.x.map(dense);
 
-        let mut input_gradient = wanted.input.then(|| {
-            let mut output = output_of(tokens, inputs);
-            multiply(output.storage_mut(), gradient_view, weight_view, 1.0, false);
-            output
-        });
+        let mut input_gradient = wanted.input.then(|| multiplied(gradient_view, weight_view, 1.0));
         let (mut a_gradient, mut b_gradient) = (None, None);
         if let Some((a, b)) = saved.adapter {
-            let (a, b) = (a.to_contiguous(), b.to_contiguous());
+            let (a, b) = (dense(a), dense(b));
             let (a_view, rank, _) = matrix(&a);
             // Gradient of the low-rank activations: s · g B, [tokens, rank].
-            let mut low_gradient = vec![0.0; tokens * rank];
-            multiply(&mut low_gradient, gradient_view, matrix(&b).0, options.scale, false);
+            let low_gradient = multiplied(gradient_view, matrix(&b).0, options.scale);
             let low_gradient = Matrix::new(&low_gradient, tokens, rank);
             if let Some(output) = &mut input_gradient {
                 match &options.dropout {
-                    None => multiply(output.storage_mut(), low_gradient, a_view, 1.0, true),
+                    None => multiply(output, low_gradient, a_view, 1.0, true),
                     Some(dropout) => {
-                        let mut path = vec![0.0; tokens * inputs];
-                        multiply(&mut path, low_gradient, a_view, 1.0, false);
+                        let path = multiplied(low_gradient, a_view, 1.0);
                         let mut masked = vec![0.0; path.len()];
                         dropout.apply(&path, &mut masked, inputs);
-                        output.storage_mut::<f32>().iter_mut().zip(&masked).for_each(|(sum, value)| *sum += value);
+                        output.iter_mut().zip(&masked).for_each(|(sum, value)| *sum += value);
                     }
                 }
             }
-            if let (true, Some(x)) = (wanted.adapter, &x) {
+            if let (true, Some(x), Some(low)) = (wanted.adapter, &x, saved.low) {
                 let mut buffer = Vec::new();
                 let x_view = dropped(x, options, &mut buffer);
-                let mut low = vec![0.0; tokens * rank];
-                multiply(&mut low, x_view, a_view.transposed(), 1.0, false);
-                let mut output = output_of(rank, inputs);
-                multiply(output.storage_mut(), low_gradient.transposed(), x_view, 1.0, false);
-                a_gradient = Some(output);
-                let mut output = output_of(features, rank);
-                let low = Matrix::new(&low, tokens, rank);
-                multiply(output.storage_mut(), gradient_view.transposed(), low, options.scale, false);
-                b_gradient = Some(output);
+                a_gradient = Some(tensor(multiplied(low_gradient.transposed(), x_view, 1.0), [rank, inputs]));
+                let values = multiplied(gradient_view.transposed(), matrix(&low).0, options.scale);
+                b_gradient = Some(tensor(values, [features, rank]));
             }
         }
         let weight_gradient = match (wanted.weight, &x) {
             (true, Some(x)) => {
-                let mut output = output_of(features, inputs);
-                multiply(output.storage_mut(), gradient_view.transposed(), matrix(x).0, 1.0, false);
-                Some(output)
+                Some(tensor(multiplied(gradient_view.transposed(), matrix(x).0, 1.0), [features, inputs]))
             }
             _ => None,
         };
@@ -258,8 +262,9 @@ impl LinearBackward for Flex {
             for row in gradient.storage::<f32>().chunks(features) {
                 sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
             }
-            FlexTensor::from_data(TensorData::new(sums, [features]))
+            tensor(sums, [features])
         });
+        let input_gradient = input_gradient.map(|values| tensor(values, [tokens, inputs]));
         (input_gradient, weight_gradient, bias_gradient, a_gradient, b_gradient)
     }
 }
@@ -307,12 +312,11 @@ impl<B: LinearBackward, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
         let (a, b) = (a.into_primitive(), b.into_primitive());
         match prepared {
             OpsKind::Tracked(prepared) => {
-                let saved = Saved {
-                    x: keeps_input.then(|| x.clone()),
-                    weight: weight.clone(),
-                    adapter: options.has_adapter.then(|| (a.clone(), b.clone())),
-                };
-                let output = B::linear_forward(x, weight, bias, a, b, options.clone());
+                let kept_x = keeps_input.then(|| x.clone());
+                let kept_weight = weight.clone();
+                let adapter = options.has_adapter.then(|| (a.clone(), b.clone()));
+                let (output, low) = B::linear_forward_keeping(x, weight, bias, a, b, &options);
+                let saved = Saved { x: kept_x, weight: kept_weight, adapter, low };
                 prepared.finish((saved, options), output)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(B::linear_forward(x, weight, bias, a, b, options)),

@@ -2,6 +2,8 @@
 
 use gemm::Parallelism;
 
+use super::flex::write_all;
+
 /// A borrowed f32 matrix with strides in elements.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
@@ -37,22 +39,40 @@ const PARALLEL_THRESHOLD: usize = 96 * 96 * 96;
 /// `output = factor * left * right`, added to what `output` holds when `accumulate`. `output` is row-major
 /// `[left.rows, right.columns]`.
 pub fn multiply(output: &mut [f32], left: Matrix, right: Matrix, factor: f32, accumulate: bool) {
+    assert_eq!(output.len(), left.rows * right.columns, "output of {} x {}", left.rows, right.columns);
+    // SAFETY: `output` is borrowed exclusively and has the size of the product.
+    unsafe { product(output.as_mut_ptr(), left, right, factor, accumulate) };
+}
+
+/// `factor * left * right` as a new vector.
+pub fn multiplied(left: Matrix, right: Matrix, factor: f32) -> Vec<f32> {
+    let length = left.rows * right.columns;
+    if left.columns == 0 {
+        return vec![0.0; length];
+    }
+    // SAFETY: the product without accumulation writes every element of its output.
+    unsafe { write_all(length, |values| product(values.as_mut_ptr().cast(), left, right, factor, false)) }
+}
+
+/// # Safety
+/// `output` points to `left.rows * right.columns` elements that nobody else reads or writes; with `accumulate` they are
+/// initialised.
+unsafe fn product(output: *mut f32, left: Matrix, right: Matrix, factor: f32, accumulate: bool) {
     let (rows, inner, columns) = (left.rows, left.columns, right.columns);
     assert_eq!(inner, right.rows, "inner sizes");
-    assert_eq!(output.len(), rows * columns, "output of {rows} x {columns}");
     if rows == 0 || columns == 0 {
         return;
     }
     let parallelism =
         if rows * columns * inner >= PARALLEL_THRESHOLD { Parallelism::Rayon(0) } else { Parallelism::None };
-    // SAFETY: the three pointers cover rows x columns elements under the given strides, which `Matrix::new` and the
-    // assertions above guarantee; `output` is borrowed exclusively, so it overlaps neither operand.
+    // SAFETY: the operands cover their extents under the given strides, which `Matrix::new` guarantees, and the caller
+    // vouches for the output.
     unsafe {
         gemm::gemm(
             rows,
             columns,
             inner,
-            output.as_mut_ptr(),
+            output,
             1,
             columns as isize,
             accumulate,

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use interlingua_checkpoints::atomic::write_atomically;
 use interlingua_checkpoints::run_state;
+use interlingua_data::batch::MicroBatch;
 use interlingua_data::cache;
 use interlingua_data::order::{Order, OrderSettings};
 use interlingua_data::prepare::{Prepared, prepare};
@@ -16,7 +17,7 @@ use super::evaluate::{Evaluator, improves};
 use super::metrics::{EventRow, Metrics, Row, TrainRow};
 use super::selection::Selection;
 use super::setup::Base;
-use super::step::{StepKey, accumulate, not_finite};
+use super::step::{Accumulated, StepKey, accumulate, not_finite};
 use super::summary::Summary;
 use super::{Event, Outcome, Started, StopFlag};
 use crate::error::TrainError;
@@ -217,26 +218,15 @@ impl Run<'_> {
         let micro_steps = recipe.train.gradient_accumulation;
         let batches: Vec<_> =
             (0..micro_steps).map(|micro| self.order.micro_batch(&self.data.train, step, micro, 0, 1)).collect();
-        let recompute = recipe.memory.recompute == Recompute::Block;
-        let key = StepKey { seed: recipe.seed, step };
-        let weight = recipe.objective.weight;
-        let mut passed = accumulate(&self.model, &self.data.train, &batches, weight, recompute, key)?;
-        let grad_norm = passed.gradients.norm();
-        if !grad_norm.is_finite() {
-            return Err(not_finite("gradient", &self.data.train, &batches, step));
-        }
-        if recipe.optimizer.max_grad_norm > 0.0 {
-            passed.gradients.clip(grad_norm, recipe.optimizer.max_grad_norm);
-        }
-        let rate = learning_rate(&recipe.schedule, recipe.optimizer.learning_rate, step, self.total_steps);
-        self.optimizer.step(&mut self.model.parameters, &passed.gradients, rate);
+        // On the pool's own threads, so that its many small tasks need not wake this one.
+        let (passed, grad_norm, rate) = rayon::scope(|_| self.compute(&batches))?;
         self.state.step += 1;
 
         let seconds = start.elapsed().as_secs_f64();
         let row = TrainRow {
             step: self.state.step,
             time: self.time(),
-            loss: passed.loss * weight,
+            loss: passed.loss * recipe.objective.weight,
             losses: [("sft".to_owned(), passed.loss)].into(),
             tokens: passed.tokens,
             tokens_total: passed.tokens_total,
@@ -251,9 +241,30 @@ impl Run<'_> {
         self.write(Row::Train(row))
     }
 
+    /// Forward and backward passes, clipping and update: the totals, the norm of the gradients before clipping, and the
+    /// learning rate.
+    fn compute(&mut self, batches: &[MicroBatch]) -> Result<(Accumulated, f64, f64), TrainError> {
+        let (recipe, step) = (self.recipe, self.state.step);
+        let recompute = recipe.memory.recompute == Recompute::Block;
+        let key = StepKey { seed: recipe.seed, step };
+        let weight = recipe.objective.weight;
+        let mut passed = accumulate(&self.model, &self.data.train, batches, weight, recompute, key)?;
+        let grad_norm = passed.gradients.norm();
+        if !grad_norm.is_finite() {
+            return Err(not_finite("gradient", &self.data.train, batches, step));
+        }
+        if recipe.optimizer.max_grad_norm > 0.0 {
+            passed.gradients.clip(grad_norm, recipe.optimizer.max_grad_norm);
+        }
+        let rate = learning_rate(&recipe.schedule, recipe.optimizer.learning_rate, step, self.total_steps);
+        self.optimizer.step(&mut self.model.parameters, &passed.gradients, rate);
+        Ok((passed, grad_norm, rate))
+    }
+
     fn evaluate(&mut self, evaluator: &Evaluator, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         let heldout = self.data.heldout.as_ref();
-        let rows = evaluator.run(&self.model, &self.tokenizer, heldout, self.state.step, self.time())?;
+        let (model, tokenizer, step, time) = (&self.model, &self.tokenizer, self.state.step, self.time());
+        let rows = rayon::scope(|_| evaluator.run(model, tokenizer, heldout, step, time))?;
         let metric = self.recipe.train.early_stop.metric;
         // The first task that measures the metric decides.
         let value = rows.iter().find_map(|row| row.mean.get(metric.name()).copied());

@@ -1,0 +1,8 @@
+//! The numbers of the trainer against those of Transformers, PEFT and PyTorch (`tests/fixtures`), and what must not change them.
+#![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
+mod adapters;
+mod engine;
+mod fixtures;
+mod models;
+mod optimizers;
