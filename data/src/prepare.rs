@@ -257,7 +257,8 @@ impl Pass {
             }
         };
         let file = sample.place.file.display().to_string();
-        let group = group_of(sample, &self.report.name, &file);
+        let file = self.files.get(&file).copied().unwrap_or_default();
+        let group = group_of(sample, &self.report.name, file);
         for (input_ids, labels) in sequences {
             counts.add(&labels);
             entry.push(&TokenizedSample {
@@ -265,7 +266,7 @@ impl Pass {
                 labels,
                 language: language as u32,
                 group,
-                file: self.files.get(&file).copied().unwrap_or_default(),
+                file,
                 line: sample.place.line,
                 id: sample.id.clone().unwrap_or_default(),
             })?;
@@ -274,8 +275,9 @@ impl Pass {
     }
 }
 
-/// Equal for rows with the same group, in whatever source; a row without one is a group of its own.
-fn group_of(sample: &Sample, source: &str, file: &str) -> u64 {
+/// Equal for rows with the same group, in whatever source; a row without one is a group of its own. `file`: its place among the
+/// source's files, so that data that has moved keeps its groups.
+fn group_of(sample: &Sample, source: &str, file: u32) -> u64 {
     let key = match &sample.group {
         Some(group) => format!("group\0{group}"),
         None => format!("row\0{source}\0{file}\0{}", sample.place.line),

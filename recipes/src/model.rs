@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct Model {
     /// A folder in Hugging Face layout (relative to the recipe file), or a hub id such as "Qwen/Qwen2-1.5B".
     pub path: String,
-    /// What the frozen weights compute in. "auto": as stored, where the device can.
+    /// What the frozen weights compute in. "auto": f32 on a CPU; on a GPU as they are stored.
     pub dtype: Dtype,
     /// Where the run computes: "auto", "cpu", "cuda", or "cuda:N" for the GPU with index N.
     pub device: Device,

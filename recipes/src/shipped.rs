@@ -57,7 +57,10 @@ const SHIPPED: &[Shipped] = &[
             BASE_TOKENIZER,
             BASE_TOKENIZER_CONFIG,
             QUICKSTART_TRAIN,
-            ("quickstart/swapped.jsonl", include_bytes!("../quickstart/swapped.jsonl")),
+            (
+                "quickstart/swapped.jsonl",
+                include_bytes!("../quickstart/swapped.jsonl"),
+            ),
             ("quickstart/eval.jsonl", include_bytes!("../quickstart/eval.jsonl")),
             QUICKSTART_LICENSES,
         ],

@@ -42,7 +42,7 @@ pub struct Train {
     pub eval_every: u64,
     /// End the run when evaluation no longer gets better.
     pub early_stop: EarlyStop,
-    /// Steps between rows of metrics.jsonl.
+    /// Steps between progress lines where there is no terminal; metrics.jsonl has a row for every step.
     #[schemars(range(min = 1))]
     pub log_every: u64,
 }

@@ -1,4 +1,6 @@
 //! End-to-end tests of the interlingua binary.
 
+pub mod adapter_run;
 pub mod binary;
+pub mod numbers;
 pub mod tiny;

@@ -17,7 +17,9 @@ pub fn device(wanted: interlingua_recipes::Device) -> Result<Device, TrainError>
 
 #[cfg(not(feature = "cuda"))]
 fn cuda(_index: usize) -> Result<Device, TrainError> {
-    Err(TrainError::Device("this binary was built without CUDA; build it with --features cuda, or set model.device = \"cpu\"".into()))
+    Err(TrainError::Device(
+        "this binary was built without CUDA; build it with --features cuda, or set model.device = \"cpu\"".into(),
+    ))
 }
 
 #[cfg(feature = "cuda")]
@@ -27,7 +29,19 @@ fn cuda(index: usize) -> Result<Device, TrainError> {
     if index < found {
         return Ok(Device::cuda(index));
     }
-    Err(TrainError::Device(format!("there is no CUDA device {index}: {found} found; set model.device to one of them, or to \"cpu\"")))
+    Err(TrainError::Device(format!(
+        "there is no CUDA device {index}: {found} found; set model.device to one of them, or to \"cpu\""
+    )))
+}
+
+/// Where a run computes, in words.
+pub fn describe(device: &Device, dtype: DType) -> String {
+    let place = if *device == Device::flex() {
+        "CPU".to_owned()
+    } else {
+        format!("{device:?}")
+    };
+    format!("{place}, {dtype:?}")
 }
 
 /// What the frozen weights compute in. `auto`: f32 on a CPU, where bf16 is slower; bf16 on a GPU for files of 16 bits.

@@ -63,7 +63,10 @@ pub enum TrainError {
 impl TrainError {
     /// A file of the run that cannot be read or written.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     /// The same error, marked as one of a run that had started.

@@ -9,7 +9,7 @@ use interlingua_checkpoints::dtype::Dtype;
 use interlingua_checkpoints::model_folder::ModelFolder;
 use interlingua_checkpoints::peft::{AdapterConfig, AdapterFolder};
 use interlingua_checkpoints::write::{TensorSpec, write_model_folder};
-use interlingua_recipes::{AdapterKind, Device, Dtype as WantedDtype, Recipe, Targets};
+use interlingua_recipes::{AdapterKind, Device, Dtype as WantedDtype, Recipe};
 use serde_json::{Value, json};
 
 use crate::adapters::Adapter;
@@ -34,7 +34,7 @@ pub fn write_results(
     summary: &Summary,
 ) -> Result<(), TrainError> {
     if recipe.adapter.kind != AdapterKind::None {
-        let config = adapter_config(recipe, model);
+        let config = adapter_config(recipe, model)?;
         let tensors = adapter_tensors(model, &config)?;
         let readme = readme(recipe, summary);
         AdapterFolder::write(&recipe.output.join("adapter"), &config, tensors, &readme)?;
@@ -42,13 +42,24 @@ pub fn write_results(
     if selection.trains_base(model) {
         let dtype = base.dtype();
         let weight = |id: ParameterId| model.parameters.get(id).value.clone();
-        write_model(&recipe.output.join("model"), model, &base.raw_config, &base.path, dtype, &weight)?;
+        write_model(
+            &recipe.output.join("model"),
+            model,
+            &base.raw_config,
+            &base.path,
+            dtype,
+            &weight,
+        )?;
     }
     Ok(())
 }
 
-fn adapter_config(recipe: &Recipe, model: &Model) -> AdapterConfig {
+fn adapter_config(recipe: &Recipe, model: &Model) -> Result<AdapterConfig, TrainError> {
     let adapter = &recipe.adapter;
+    let alpha_pattern = match &adapter.init_from {
+        Some(path) => AdapterFolder::open(path)?.config().alpha_pattern.clone(),
+        None => Default::default(),
+    };
     let modules = model.linears().filter(|linear| linear.adapter.is_some());
     let names: BTreeSet<&str> = modules.filter_map(|linear| linear.name.rsplit('.').next()).collect();
     // Names are exact where every module of a name has an adapter; else the paths themselves are listed.
@@ -56,14 +67,16 @@ fn adapter_config(recipe: &Recipe, model: &Model) -> AdapterConfig {
         let named = linear.name.rsplit('.').next().is_some_and(|name| names.contains(name));
         named == linear.adapter.is_some()
     });
-    let targets: Value = match &adapter.targets {
-        Targets::AllLinear | Targets::Names(_) | Targets::Regex(_) if exact => json!(names),
-        _ => {
-            let paths = model.linears().filter(|linear| linear.adapter.is_some()).map(|linear| linear.name.as_str());
-            json!(paths.collect::<Vec<_>>())
-        }
+    let targets: Value = if exact {
+        json!(names)
+    } else {
+        let paths = model
+            .linears()
+            .filter(|linear| linear.adapter.is_some())
+            .map(|linear| linear.name.as_str());
+        json!(paths.collect::<Vec<_>>())
     };
-    AdapterConfig {
+    Ok(AdapterConfig {
         base_model: recipe.model.path.clone(),
         rank: adapter.rank,
         alpha: adapter.alpha,
@@ -72,8 +85,8 @@ fn adapter_config(recipe: &Recipe, model: &Model) -> AdapterConfig {
         modules_to_save: adapter.modules_to_save.clone(),
         use_rslora: adapter.rslora,
         use_dora: adapter.kind == AdapterKind::Dora,
-        alpha_pattern: Default::default(),
-    }
+        alpha_pattern,
+    })
 }
 
 /// The model card of an adapter: base, data, languages with their shares and scores.
@@ -82,17 +95,23 @@ fn readme(recipe: &Recipe, summary: &Summary) -> String {
     let languages: Vec<&str> = summary.by_language.keys().map(String::as_str).collect();
     let mut text = String::from("---\nlibrary_name: peft\n");
     text.push_str(&format!("base_model: {}\nlanguage:\n", recipe.model.path));
-    languages.iter().for_each(|language| text.push_str(&format!("- {language}\n")));
+    languages
+        .iter()
+        .for_each(|language| text.push_str(&format!("- {language}\n")));
     text.push_str("tags:\n- interlingua\n---\n\n# Adapter\n\n");
     text.push_str(&format!(
         "Trained with Interlingua on `{}`: {} steps, {} supervised tokens.\n\n",
         recipe.model.path, summary.steps, summary.tokens
     ));
-    text.push_str("| language | samples | supervised tokens | share | training loss at the end |\n|---|---|---|---|---|\n");
+    text.push_str(
+        "| language | samples | supervised tokens | share | training loss at the end |\n|---|---|---|---|---|\n",
+    );
     for (language, loss) in &summary.by_language {
         let share = 100.0 * loss.tokens as f64 / (total as f64).max(1.0);
         let (samples, tokens, loss) = (loss.samples, loss.tokens, loss.loss);
-        text.push_str(&format!("| {language} | {samples} | {tokens} | {share:.1} % | {loss:.4} |\n"));
+        text.push_str(&format!(
+            "| {language} | {samples} | {tokens} | {share:.1} % | {loss:.4} |\n"
+        ));
     }
     if !summary.evaluations.is_empty() {
         text.push_str("\n| task | language | metric | before | after |\n|---|---|---|---|---|\n");
@@ -100,7 +119,11 @@ fn readme(recipe: &Recipe, summary: &Summary) -> String {
     for (task, evaluation) in &summary.evaluations {
         for (language, metrics) in &evaluation.last.by_language {
             for (metric, after) in metrics {
-                let before = evaluation.first.by_language.get(language).and_then(|metrics| metrics.get(metric));
+                let before = evaluation
+                    .first
+                    .by_language
+                    .get(language)
+                    .and_then(|metrics| metrics.get(metric));
                 let before = before.map_or_else(|| "-".to_owned(), |before| format!("{before:.4}"));
                 text.push_str(&format!("| {task} | {language} | {metric} | {before} | {after:.4} |\n"));
             }
@@ -125,7 +148,11 @@ fn write_model(
 ) -> Result<(), TrainError> {
     let own = || model.parameters.iter().filter(|(_, parameter)| !parameter.adapter);
     let specs: Vec<TensorSpec> = own()
-        .map(|(_, parameter)| TensorSpec { name: parameter.name.clone(), dtype, shape: parameter.shape.clone() })
+        .map(|(_, parameter)| TensorSpec {
+            name: parameter.name.clone(),
+            dtype,
+            shape: parameter.shape.clone(),
+        })
         .collect();
     let mut config = raw_config.clone();
     for key in ["dtype", "torch_dtype"] {
@@ -169,6 +196,13 @@ pub fn merge(model: &str, adapters: &[PathBuf], out: &Path, device: Device) -> R
     let before = probe(&plain);
     drop(plain);
     let (adapted, _) = load_for_inference(model, adapters, WantedDtype::F32, device)?;
+    if adapted.config.tie_word_embeddings && adapted.head.adapter.is_some() {
+        return Err(TrainError::Setup(
+            "this adapter sits on the head of a model whose head is its embedding (tie_word_embeddings), so it cannot be \
+             merged without changing the embedding; use it as an adapter"
+                .into(),
+        ));
+    }
     let expected = probe(&adapted);
     write_merged(&adapted, &folder, out)?;
     drop(adapted);
@@ -176,7 +210,10 @@ pub fn merge(model: &str, adapters: &[PathBuf], out: &Path, device: Device) -> R
     let (merged, reread) = load_for_inference(&written, &[], WantedDtype::F32, device)?;
     let found = probe(&merged);
     let largest = |a: &[f32], b: &[f32]| {
-        a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| f64::from((a - b).abs()))
+            .fold(0.0, f64::max)
     };
     let zeros = vec![0.0; expected.len()];
     Ok(MergeReport {
@@ -190,9 +227,13 @@ pub fn merge(model: &str, adapters: &[PathBuf], out: &Path, device: Device) -> R
 fn write_merged(model: &Model, folder: &ModelFolder, out: &Path) -> Result<(), TrainError> {
     let weight = |id: ParameterId| {
         let parameter = model.parameters.get(id);
-        // A tied head shares its weight with the embedding, and PEFT leaves the embedding as it was.
-        let adapted = model.linears().find(|linear| linear.weight == id).and_then(|linear| linear.adapter.as_ref());
-        let Some(adapter) = adapted else { return parameter.value.clone() };
+        let adapted = model
+            .linears()
+            .find(|linear| linear.weight == id)
+            .and_then(|linear| linear.adapter.as_ref());
+        let Some(adapter) = adapted else {
+            return parameter.value.clone();
+        };
         let shape = [parameter.shape[0], parameter.shape[1]];
         let base = parameter.value.clone().cast(DType::F32).reshape(shape);
         let merged = match adapter {
@@ -201,7 +242,14 @@ fn write_merged(model: &Model, folder: &ModelFolder, out: &Path) -> Result<(), T
         };
         merged.reshape([parameter.len()])
     };
-    write_model(out, model, folder.raw_config(), folder.path(), folder.main_dtype(), &weight)
+    write_model(
+        out,
+        model,
+        folder.raw_config(),
+        folder.path(),
+        folder.main_dtype(),
+        &weight,
+    )
 }
 
 /// Logits of a fixed input, spread over the vocabulary.
@@ -211,6 +259,17 @@ fn probe(model: &Model) -> Vec<f32> {
     let ids: Vec<u32> = (0..length).map(|index| (index * 7919 + 1) % vocabulary).collect();
     let positions: Vec<u32> = (0..length).collect();
     let boundaries = [0, length as usize];
-    let inputs = Inputs::new(&model.config, &ids, &positions, &boundaries, RopeLength::Own, &model.device);
-    model.logits(model.last_hidden_state(&inputs, None)).into_data().iter::<f32>().collect()
+    let inputs = Inputs::new(
+        &model.config,
+        &ids,
+        &positions,
+        &boundaries,
+        RopeLength::Own,
+        &model.device,
+    );
+    model
+        .logits(model.last_hidden_state(&inputs, None))
+        .into_data()
+        .iter::<f32>()
+        .collect()
 }

@@ -30,9 +30,15 @@ const BATCH: usize = 16;
 /// prompt does not depend on the others.
 pub fn generate(model: &Model, prompts: &[Vec<u32>], options: &GenerateOptions) -> Vec<Vec<u32>> {
     // Rotations that depend on the length would make one sequence depend on its neighbours.
-    let size = if model.config.rope.depends_on_length() { 1 } else { BATCH };
+    let size = if model.config.rope.depends_on_length() {
+        1
+    } else {
+        BATCH
+    };
     let batches = prompts.chunks(size).enumerate();
-    batches.flat_map(|(batch, prompts)| generate_batch(model, prompts, options, (batch * size) as u64)).collect()
+    batches
+        .flat_map(|(batch, prompts)| generate_batch(model, prompts, options, (batch * size) as u64))
+        .collect()
 }
 
 /// A sequence that is still growing.
@@ -45,18 +51,17 @@ struct Growing {
     pending: Vec<u32>,
 }
 
-fn generate_batch(
-    model: &Model,
-    prompts: &[Vec<u32>],
-    options: &GenerateOptions,
-    first_index: u64,
-) -> Vec<Vec<u32>> {
+fn generate_batch(model: &Model, prompts: &[Vec<u32>], options: &GenerateOptions, first_index: u64) -> Vec<Vec<u32>> {
     let mut outputs = vec![Vec::new(); prompts.len()];
     let mut growing: Vec<Growing> = prompts
         .iter()
         .enumerate()
         .filter(|(_, prompt)| !prompt.is_empty())
-        .map(|(index, prompt)| Growing { index, length: 0, pending: prompt.clone() })
+        .map(|(index, prompt)| Growing {
+            index,
+            length: 0,
+            pending: prompt.clone(),
+        })
         .collect();
     let mut seen = vec![vec![KeyValues::default(); growing.len()]; model.blocks.len()];
     for step in 0..options.max_new_tokens {
@@ -107,7 +112,9 @@ fn run(model: &Model, growing: &[Growing], seen: &mut [Vec<KeyValues>]) -> Vec<V
 
 /// The next token: the largest logit, or a draw from the nucleus by `uniform` in [0, 1).
 fn choose(logits: &[f32], options: &GenerateOptions, uniform: f32) -> u32 {
-    let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a))).unwrap_or(0);
+    let best = (0..logits.len())
+        .max_by(|a, b| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a)))
+        .unwrap_or(0);
     if options.temperature <= 0.0 {
         return best as u32;
     }
@@ -136,7 +143,13 @@ mod tests {
     use super::*;
 
     fn options(temperature: f32, top_p: f32) -> GenerateOptions {
-        GenerateOptions { max_new_tokens: 1, temperature, top_p, seed: 0, stop_tokens: Vec::new() }
+        GenerateOptions {
+            max_new_tokens: 1,
+            temperature,
+            top_p,
+            seed: 0,
+            stop_tokens: Vec::new(),
+        }
     }
 
     #[test]

@@ -66,12 +66,18 @@ impl Parameters {
 
     /// The index of a name.
     pub fn find(&self, name: &str) -> Option<ParameterId> {
-        self.list.iter().position(|parameter| parameter.name == name).map(ParameterId)
+        self.list
+            .iter()
+            .position(|parameter| parameter.name == name)
+            .map(ParameterId)
     }
 
     /// All of them with their indices.
     pub fn iter(&self) -> impl Iterator<Item = (ParameterId, &Parameter)> {
-        self.list.iter().enumerate().map(|(index, parameter)| (ParameterId(index), parameter))
+        self.list
+            .iter()
+            .enumerate()
+            .map(|(index, parameter)| (ParameterId(index), parameter))
     }
 
     /// Those that are trained now.

@@ -13,12 +13,15 @@ pub fn mix(word: u64) -> u64 {
 
 /// One key out of several parts; the order of the parts matters.
 pub fn key(parts: &[u64]) -> u64 {
-    parts.iter().fold(0x1F83_D9AB_FB41_BD6B, |state, part| mix(state ^ mix(*part)))
+    parts
+        .iter()
+        .fold(0x1F83_D9AB_FB41_BD6B, |state, part| mix(state ^ mix(*part)))
 }
 
 /// A key out of a text, such as a parameter's name.
 pub fn text_key(text: &str) -> u64 {
-    text.bytes().fold(0x6A09_E667_F3BC_C908, |state, byte| mix(state ^ u64::from(byte)))
+    text.bytes()
+        .fold(0x6A09_E667_F3BC_C908, |state, byte| mix(state ^ u64::from(byte)))
 }
 
 /// Uniform in [0, 1) from the top 24 bits of the word that belongs to `(key, index)`.
@@ -44,7 +47,10 @@ mod tests {
         let key = key(&[42, 7]);
         let count = 100_000u64;
         let mean = (0..count).map(|index| f64::from(uniform(key, index))).sum::<f64>() / count as f64;
-        let square = (0..count).map(|index| f64::from(uniform(key, index)).powi(2)).sum::<f64>() / count as f64;
+        let square = (0..count)
+            .map(|index| f64::from(uniform(key, index)).powi(2))
+            .sum::<f64>()
+            / count as f64;
         assert!((mean - 0.5).abs() < 5e-3, "mean {mean}");
         assert!((square - 1.0 / 3.0).abs() < 5e-3, "mean square {square}");
     }
@@ -54,7 +60,10 @@ mod tests {
         let key = key(&[1]);
         let count = 100_000u64;
         let mean = (0..count).map(|index| f64::from(normal(key, index))).sum::<f64>() / count as f64;
-        let square = (0..count).map(|index| f64::from(normal(key, index)).powi(2)).sum::<f64>() / count as f64;
+        let square = (0..count)
+            .map(|index| f64::from(normal(key, index)).powi(2))
+            .sum::<f64>()
+            / count as f64;
         assert!(mean.abs() < 0.02, "mean {mean}");
         assert!((square - 1.0).abs() < 0.02, "variance {square}");
     }

@@ -55,7 +55,14 @@ pub fn verify(model: &Model, path: &Path, tolerance: Tolerance) -> Result<Vec<Co
     // Positions are columns of the padded batch, and lengths its width, as in Transformers.
     let rope_length = RopeLength::Fixed(reference.length);
     let (ids, positions) = (&reference.input_ids, &reference.position_ids);
-    let inputs = Inputs::new(&model.config, ids, positions, &reference.boundaries, rope_length, &model.device);
+    let inputs = Inputs::new(
+        &model.config,
+        ids,
+        positions,
+        &reference.boundaries,
+        rope_length,
+        &model.device,
+    );
     let states = model.hidden_states(&inputs);
     let last = states[states.len() - 1].clone();
 
@@ -94,14 +101,19 @@ fn wrong(path: &Path, problem: impl std::fmt::Display) -> TrainError {
 
 fn read(model: &Model, file: &TensorsFile, path: &Path) -> Result<Reference, TrainError> {
     let integers = |name: &str| file.read_integers(name);
-    let (shape, ids) = integers("input_ids").ok_or_else(|| wrong(path, "there is no tensor `input_ids` of integers"))?;
+    let (shape, ids) =
+        integers("input_ids").ok_or_else(|| wrong(path, "there is no tensor `input_ids` of integers"))?;
     let [batch, length] = shape[..] else {
-        return Err(wrong(path, format!("`input_ids` has the shape {shape:?}, expected [batch, seq]")));
+        return Err(wrong(
+            path,
+            format!("`input_ids` has the shape {shape:?}, expected [batch, seq]"),
+        ));
     };
     let same_shape = |name: &str| match integers(name) {
-        Some((found, _)) if found != shape => {
-            Err(wrong(path, format!("`{name}` has the shape {found:?}, expected {shape:?} as `input_ids`")))
-        }
+        Some((found, _)) if found != shape => Err(wrong(
+            path,
+            format!("`{name}` has the shape {found:?}, expected {shape:?} as `input_ids`"),
+        )),
         found => Ok(found.map(|(_, values)| values)),
     };
     let mask = same_shape("attention_mask")?.unwrap_or_else(|| vec![1; ids.len()]);
@@ -110,7 +122,12 @@ fn read(model: &Model, file: &TensorsFile, path: &Path) -> Result<Reference, Tra
     let vocabulary = model.config.vocab_size;
     let token = |place: &usize| {
         let id = u32::try_from(ids[*place]).ok().filter(|id| (*id as usize) < vocabulary);
-        id.ok_or_else(|| wrong(path, format!("token {} is not in the vocabulary of {vocabulary}", ids[*place])))
+        id.ok_or_else(|| {
+            wrong(
+                path,
+                format!("token {} is not in the vocabulary of {vocabulary}", ids[*place]),
+            )
+        })
     };
     let mut boundaries = vec![0];
     boundaries.extend((1..=batch).map(|row| places.partition_point(|place| *place < row * length)));
@@ -128,7 +145,8 @@ fn read(model: &Model, file: &TensorsFile, path: &Path) -> Result<Reference, Tra
 
 fn read_f32(file: &TensorsFile, path: &Path, name: &str, shape: &[usize]) -> Result<Vec<f32>, TrainError> {
     let advice = "the reference was made with another model or input";
-    file.read_f32(name, shape, advice)?.ok_or_else(|| wrong(path, format!("there is no tensor `{name}`")))
+    file.read_f32(name, shape, advice)?
+        .ok_or_else(|| wrong(path, format!("there is no tensor `{name}`")))
 }
 
 fn compare_rows(
@@ -145,10 +163,14 @@ fn compare_rows(
     let [_, features] = found.dims();
     let expected = read_f32(file, path, name, &[reference.batch, reference.length, features])?;
     let found: Vec<f32> = found.into_data().iter::<f32>().collect();
-    let rows = reference.places.iter().map(|place| &expected[place * features..(place + 1) * features]);
-    let pairs = found.chunks(features).zip(rows).flat_map(|(found, expected)| {
-        found.iter().copied().zip(expected.iter().copied())
-    });
+    let rows = reference
+        .places
+        .iter()
+        .map(|place| &expected[place * features..(place + 1) * features]);
+    let pairs = found
+        .chunks(features)
+        .zip(rows)
+        .flat_map(|(found, expected)| found.iter().copied().zip(expected.iter().copied()));
     Ok(Some(compare(name, pairs, tolerance)))
 }
 
@@ -165,5 +187,11 @@ fn compare(name: &str, pairs: impl Iterator<Item = (f32, f32)>, tolerance: Toler
         count += 1;
         beyond += usize::from(difference > tolerance.atol + tolerance.rtol * expected.abs());
     }
-    Comparison { tensor: name.to_owned(), max_abs, max_rel, mean_abs: sum / count.max(1) as f64, beyond }
+    Comparison {
+        tensor: name.to_owned(),
+        max_abs,
+        max_rel,
+        mean_abs: sum / count.max(1) as f64,
+        beyond,
+    }
 }

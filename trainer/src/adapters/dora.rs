@@ -39,7 +39,12 @@ impl Dora {
         let weight = pass.matrix(weight);
         let factor = (pass.vector(self.magnitude) / norm.cast(weight.dtype())).unsqueeze::<2>();
         let LowRank { a, b, scale, dropout } = self.lora.operands(module, pass);
-        let adapter = LowRank { a, b, scale, dropout: None };
+        let adapter = LowRank {
+            a,
+            b,
+            scale,
+            dropout: None,
+        };
         let output = match dropout {
             None => linear(x, weight, None, Some(adapter)) * factor,
             Some(dropout) => {
@@ -68,5 +73,7 @@ pub fn row_norm(weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Te
     let base = weight.clone().powi_scalar(2).sum_dim(1);
     let cross = (weight.matmul(a.clone().transpose()) * b.clone()).sum_dim(1);
     let square = (b.clone().matmul(a.clone().matmul(a.transpose())) * b).sum_dim(1);
-    (base + cross * (2.0 * scale) + square * (scale * scale)).sqrt().squeeze_dim::<1>(1)
+    (base + cross * (2.0 * scale) + square * (scale * scale))
+        .sqrt()
+        .squeeze_dim::<1>(1)
 }

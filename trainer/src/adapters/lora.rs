@@ -36,7 +36,10 @@ impl Lora {
     pub fn delta(&self, parameters: &Parameters) -> Tensor<2> {
         let matrix = |id| {
             let parameter = parameters.get(id);
-            parameter.value.clone().reshape([parameter.shape[0], parameter.shape[1]])
+            parameter
+                .value
+                .clone()
+                .reshape([parameter.shape[0], parameter.shape[1]])
         };
         matrix(self.b).matmul(matrix(self.a)) * self.scale
     }
@@ -52,5 +55,7 @@ pub fn scale(rank: usize, alpha: f64, rslora: bool) -> f32 {
 pub fn initial_a(seed: u64, name: &str, rank: usize, inputs: usize) -> Vec<f32> {
     let key = key(&[seed, text_key(name)]);
     let bound = 1.0 / (inputs as f32).sqrt();
-    (0..rank * inputs).map(|index| (2.0 * uniform(key, index as u64) - 1.0) * bound).collect()
+    (0..rank * inputs)
+        .map(|index| (2.0 * uniform(key, index as u64) - 1.0) * bound)
+        .collect()
 }

@@ -48,8 +48,10 @@ impl Gradients {
         let factor = max_norm / (norm + 1e-6);
         if factor < 1.0 {
             let scaled = std::mem::take(&mut self.by_parameter);
-            self.by_parameter =
-                scaled.into_iter().map(|(id, gradient)| (id, scale_in_place(gradient, factor as f32))).collect();
+            self.by_parameter = scaled
+                .into_iter()
+                .map(|(id, gradient)| (id, scale_in_place(gradient, factor as f32)))
+                .collect();
         }
     }
 }

@@ -82,7 +82,11 @@ pub fn log_probs_with_gradient(
     gradients: &mut Gradients,
 ) -> (Vec<f32>, Tensor<2>) {
     let size = chunk_rows(model);
-    let trains = model.head.parameters().into_iter().any(|id| model.parameters.get(id).trainable);
+    let trains = model
+        .head
+        .parameters()
+        .into_iter()
+        .any(|id| model.parameters.get(id).trainable);
     let mut log_probs = Vec::with_capacity(targets.len());
     let mut hidden_gradient = hidden.zeros_like();
     for start in (0..targets.len()).step_by(size) {

@@ -67,7 +67,11 @@ impl Inputs {
 
     /// The layout of one block's attention.
     pub fn attention(&self, window: Option<usize>, scale: f32) -> AttentionLayout {
-        AttentionLayout { boundaries: self.boundaries.clone(), window, scale }
+        AttentionLayout {
+            boundaries: self.boundaries.clone(),
+            window,
+            scale,
+        }
     }
 }
 
@@ -91,7 +95,10 @@ fn rotary_table(
                 table(positions, positions.iter().max().map_or(0, |last| *last as usize + 1))
             });
             let (cos, sin) = tables.map(|table| (table.cos, table.sin)).unzip();
-            RotaryTable { cos: Tensor::cat(cos, 0), sin: Tensor::cat(sin, 0) }
+            RotaryTable {
+                cos: Tensor::cat(cos, 0),
+                sin: Tensor::cat(sin, 0),
+            }
         }
     }
 }

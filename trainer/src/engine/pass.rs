@@ -23,13 +23,23 @@ pub struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// A pass in the compute dtype. `tracked`: trainable parameters become leaves. `token_keys`: dropout is on.
     pub fn new(parameters: &'a Parameters, dtype: DType, tracked: bool, token_keys: Option<Arc<[u64]>>) -> Self {
-        Self { parameters, dtype, tracked, token_keys, leaves: RefCell::default() }
+        Self {
+            parameters,
+            dtype,
+            tracked,
+            token_keys,
+            leaves: RefCell::default(),
+        }
     }
 
     /// A parameter as a vector, in the compute dtype.
     pub fn vector(&self, id: ParameterId) -> Tensor<1> {
         let value = self.leaf(id);
-        if value.dtype() == self.dtype { value } else { value.cast(self.dtype) }
+        if value.dtype() == self.dtype {
+            value
+        } else {
+            value.cast(self.dtype)
+        }
     }
 
     /// A parameter as the matrix that its shape says, in the compute dtype.
@@ -42,13 +52,21 @@ impl<'a> Pass<'a> {
     /// A parameter as a matrix in f32, detached: for values that no gradient flows through.
     pub fn detached_matrix(&self, id: ParameterId) -> Tensor<2> {
         let parameter = self.parameters.get(id);
-        parameter.value.clone().reshape([parameter.shape[0], parameter.shape[1]]).cast(DType::F32)
+        parameter
+            .value
+            .clone()
+            .reshape([parameter.shape[0], parameter.shape[1]])
+            .cast(DType::F32)
     }
 
     /// The dropout of a module, when this pass drops anything.
     pub fn dropout(&self, module: &str, probability: f32) -> Option<Dropout> {
         let token_keys = self.token_keys.clone().filter(|_| probability > 0.0)?;
-        Some(Dropout { token_keys, module_key: text_key(module), probability })
+        Some(Dropout {
+            token_keys,
+            module_key: text_key(module),
+            probability,
+        })
     }
 
     fn leaf(&self, id: ParameterId) -> Tensor<1> {

@@ -33,7 +33,11 @@ impl Part<'_> {
         }
         let mut graph = backward_from(self.output, gradient);
         self.pass.collect(&mut graph, gradients);
-        if self.input.is_autodiff() { self.input.grad_remove(&mut graph) } else { None }
+        if self.input.is_autodiff() {
+            self.input.grad_remove(&mut graph)
+        } else {
+            None
+        }
     }
 }
 
@@ -53,11 +57,19 @@ pub fn forward_backward(
     let new_pass = |tracked: bool| Pass::new(&model.parameters, model.dtype, tracked, inputs.token_keys.clone());
     // Blocks below the lowest trainable parameter keep nothing.
     let trains_embedding = model.parameters.get(model.embedding).trainable;
-    let lowest = if trains_embedding { Some(0) } else { lowest_trainable_block(model) };
+    let lowest = if trains_embedding {
+        Some(0)
+    } else {
+        lowest_trainable_block(model)
+    };
     let lowest = lowest.unwrap_or(model.blocks.len());
     // The input of part `index` needs a gradient when something below it is trained.
     let leaf = |x: Tensor<2>, index: usize| {
-        if trains_embedding || index > lowest { x.autodiff().require_grad() } else { x }
+        if trains_embedding || index > lowest {
+            x.autodiff().require_grad()
+        } else {
+            x
+        }
     };
     let build = |x: Tensor<2>, index: usize| {
         let (input, pass) = (leaf(x, index), new_pass(true));
@@ -84,8 +96,7 @@ pub fn forward_backward(
     let output = model.final_norm(input.clone(), &pass);
     let hidden = output.clone().without_autodiff();
     let token_keys = inputs.token_keys.as_deref();
-    let (log_probs, gradient) =
-        log_probs_with_gradient(model, &hidden, targets, weights, token_keys, gradients);
+    let (log_probs, gradient) = log_probs_with_gradient(model, &hidden, targets, weights, token_keys, gradients);
     let mut gradient = Part { input, output, pass }.backward(gradient, gradients);
 
     for (index, kept) in (lowest..model.blocks.len()).zip(kept).rev() {
@@ -108,5 +119,10 @@ pub fn forward_backward(
 }
 
 fn lowest_trainable_block(model: &Model) -> Option<usize> {
-    model.blocks.iter().position(|block| block.parameters().into_iter().any(|id| model.parameters.get(id).trainable))
+    model.blocks.iter().position(|block| {
+        block
+            .parameters()
+            .into_iter()
+            .any(|id| model.parameters.get(id).trainable)
+    })
 }

@@ -70,14 +70,25 @@ impl Block {
         let attended = self.attend(x.clone(), inputs, pass, seen);
         let h = x + attended;
         let normed = rms_norm(h.clone(), pass.vector(self.post_attention_layernorm), self.norm_epsilon);
-        let gated = swiglu(self.gate_proj.forward(normed.clone(), pass), self.up_proj.forward(normed, pass));
+        let gated = swiglu(
+            self.gate_proj.forward(normed.clone(), pass),
+            self.up_proj.forward(normed, pass),
+        );
         h + self.down_proj.forward(gated, pass)
     }
 
     fn attend(&self, x: Tensor<2>, inputs: &Inputs, pass: &Pass, seen: Option<&mut [KeyValues]>) -> Tensor<2> {
         let normed = rms_norm(x, pass.vector(self.input_layernorm), self.norm_epsilon);
-        let q = self.heads(self.q_proj.forward(normed.clone(), pass), self.qk_norm.map(|norms| norms.0), pass);
-        let k = self.heads(self.k_proj.forward(normed.clone(), pass), self.qk_norm.map(|norms| norms.1), pass);
+        let q = self.heads(
+            self.q_proj.forward(normed.clone(), pass),
+            self.qk_norm.map(|norms| norms.0),
+            pass,
+        );
+        let k = self.heads(
+            self.k_proj.forward(normed.clone(), pass),
+            self.qk_norm.map(|norms| norms.1),
+            pass,
+        );
         let v = self.heads(self.v_proj.forward(normed, pass), None, pass);
         let (q, k) = (rotary(q, &inputs.rotary), rotary(k, &inputs.rotary));
         let layout = inputs.attention(self.window, (self.head_dim as f32).powf(-0.5));
@@ -93,7 +104,13 @@ impl Block {
                     keys.push(k);
                     values.push(v);
                 }
-                attention_cached(q, Tensor::cat(keys, 0), Tensor::cat(values, 0), &boundaries.into(), &layout)
+                attention_cached(
+                    q,
+                    Tensor::cat(keys, 0),
+                    Tensor::cat(values, 0),
+                    &boundaries.into(),
+                    &layout,
+                )
             }
         };
         self.o_proj.forward(output, pass)
@@ -142,6 +159,9 @@ impl Block {
     pub fn parameters(&self) -> Vec<ParameterId> {
         let norms = [self.input_layernorm, self.post_attention_layernorm].into_iter();
         let head_norms = self.qk_norm.iter().flat_map(|(q, k)| [*q, *k]);
-        norms.chain(head_norms).chain(self.linears().into_iter().flat_map(Linear::parameters)).collect()
+        norms
+            .chain(head_norms)
+            .chain(self.linears().into_iter().flat_map(Linear::parameters))
+            .collect()
     }
 }

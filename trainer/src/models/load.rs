@@ -30,18 +30,43 @@ pub fn load(
     device: &Device,
     trainable: &dyn Fn(&str) -> bool,
 ) -> Result<Model, TrainError> {
-    let mut builder = Builder { config, weights, dtype, device, trainable, parameters: Parameters::default() };
+    let mut builder = Builder {
+        config,
+        weights,
+        dtype,
+        device,
+        trainable,
+        parameters: Parameters::default(),
+    };
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let embedding = builder.parameter("model.embed_tokens.weight", vec![vocab, hidden])?;
-    let blocks = (0..config.num_hidden_layers).map(|index| builder.block(index)).collect::<Result<_, _>>()?;
+    let blocks = (0..config.num_hidden_layers)
+        .map(|index| builder.block(index))
+        .collect::<Result<_, _>>()?;
     let norm = builder.parameter("model.norm.weight", vec![hidden])?;
     let head = if config.tie_word_embeddings {
-        Linear { name: "lm_head".into(), inputs: hidden, outputs: vocab, weight: embedding, bias: None, adapter: None }
+        Linear {
+            name: "lm_head".into(),
+            inputs: hidden,
+            outputs: vocab,
+            weight: embedding,
+            bias: None,
+            adapter: None,
+        }
     } else {
         builder.linear("lm_head".into(), vocab, hidden, false)?
     };
     let parameters = builder.parameters;
-    Ok(Model { config: config.clone(), device: device.clone(), dtype, parameters, embedding, blocks, norm, head })
+    Ok(Model {
+        config: config.clone(),
+        device: device.clone(),
+        dtype,
+        parameters,
+        embedding,
+        blocks,
+        norm,
+        head,
+    })
 }
 
 struct Builder<'a> {
@@ -61,13 +86,30 @@ impl Builder<'_> {
             Weights::Random { seed } => random_values(*seed, name, &shape, self.config.initializer_range),
         };
         let value = tensor(values, self.device, if trainable { DType::F32 } else { self.dtype });
-        Ok(self.parameters.add(Parameter { name: name.to_owned(), shape, value, trainable, adapter: false }))
+        Ok(self.parameters.add(Parameter {
+            name: name.to_owned(),
+            shape,
+            value,
+            trainable,
+            adapter: false,
+        }))
     }
 
     fn linear(&mut self, name: String, outputs: usize, inputs: usize, bias: bool) -> Result<Linear, TrainError> {
         let weight = self.parameter(&format!("{name}.weight"), vec![outputs, inputs])?;
-        let bias = if bias { Some(self.parameter(&format!("{name}.bias"), vec![outputs])?) } else { None };
-        Ok(Linear { name, inputs, outputs, weight, bias, adapter: None })
+        let bias = if bias {
+            Some(self.parameter(&format!("{name}.bias"), vec![outputs])?)
+        } else {
+            None
+        };
+        Ok(Linear {
+            name,
+            inputs,
+            outputs,
+            weight,
+            bias,
+            adapter: None,
+        })
     }
 
     fn block(&mut self, index: usize) -> Result<Block, TrainError> {
@@ -85,7 +127,10 @@ impl Builder<'_> {
             o_proj: self.linear(path("self_attn.o_proj"), hidden, queries, output_bias)?,
             qk_norm: if config.qk_norm {
                 let q_norm = self.parameter(&path("self_attn.q_norm.weight"), vec![head_dim])?;
-                Some((q_norm, self.parameter(&path("self_attn.k_norm.weight"), vec![head_dim])?))
+                Some((
+                    q_norm,
+                    self.parameter(&path("self_attn.k_norm.weight"), vec![head_dim])?,
+                ))
             } else {
                 None
             },
@@ -104,7 +149,11 @@ impl Builder<'_> {
 pub fn tensor(values: Vec<f32>, device: &Device, dtype: DType) -> Tensor<1> {
     let length = values.len();
     let tensor = Tensor::from_data(TensorData::new(values, [length]), (device, DType::F32));
-    if dtype == DType::F32 { tensor } else { tensor.cast(dtype) }
+    if dtype == DType::F32 {
+        tensor
+    } else {
+        tensor.cast(dtype)
+    }
 }
 
 fn random_values(seed: u64, name: &str, shape: &[usize], deviation: f64) -> Vec<f32> {
@@ -116,5 +165,7 @@ fn random_values(seed: u64, name: &str, shape: &[usize], deviation: f64) -> Vec<
         return vec![0.0; length];
     }
     let key = key(&[seed, text_key(name)]);
-    (0..length).map(|index| normal(key, index as u64) * deviation as f32).collect()
+    (0..length)
+        .map(|index| normal(key, index as u64) * deviation as f32)
+        .collect()
 }

@@ -85,6 +85,9 @@ impl Model {
 
     /// The same, to put adapters on.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.blocks.iter_mut().flat_map(|block| block.linears_mut()).chain([&mut self.head])
+        self.blocks
+            .iter_mut()
+            .flat_map(|block| block.linears_mut())
+            .chain([&mut self.head])
     }
 }

@@ -30,7 +30,10 @@ impl Dropout {
         let keep = 1.0 / (1.0 - self.probability);
         // Four elements share one mixed word, 16 bits each: the probability is exact to 1/65536.
         let threshold = (f64::from(self.probability) * 65536.0).round() as u64;
-        let rows = output.par_chunks_mut(features).zip(input.par_chunks(features)).zip(self.token_keys.par_iter());
+        let rows = output
+            .par_chunks_mut(features)
+            .zip(input.par_chunks(features))
+            .zip(self.token_keys.par_iter());
         rows.for_each(|((output, input), token_key)| {
             let row_key = mix(token_key ^ self.module_key);
             for (group, (output, input)) in output.chunks_mut(4).zip(input.chunks(4)).enumerate() {
@@ -57,8 +60,14 @@ mod tests {
     use super::*;
 
     fn dropout(tokens: usize, probability: f32) -> Dropout {
-        let token_keys = (0..tokens).map(|token| Dropout::token_key(42, 3, 17, token as u32)).collect();
-        Dropout { token_keys, module_key: 5, probability }
+        let token_keys = (0..tokens)
+            .map(|token| Dropout::token_key(42, 3, 17, token as u32))
+            .collect();
+        Dropout {
+            token_keys,
+            module_key: 5,
+            probability,
+        }
     }
 
     #[test]
@@ -73,7 +82,10 @@ mod tests {
     #[test]
     fn a_token_keeps_its_mask_wherever_it_stands() {
         let all = dropout(10, 0.5);
-        let tail = Dropout { token_keys: all.token_keys[6..].into(), ..all.clone() };
+        let tail = Dropout {
+            token_keys: all.token_keys[6..].into(),
+            ..all.clone()
+        };
         assert_eq!(all.factors(33)[6 * 33..], tail.factors(33));
     }
 }

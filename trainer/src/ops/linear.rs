@@ -48,7 +48,14 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, adapter:
         Some(LowRank { a, b, .. }) => (a.into_dispatch(), b.into_dispatch()),
         None => (x.clone(), x.clone()),
     };
-    Tensor::from_dispatch(<Dispatch as LinearOps>::linear_forward(x, weight.into_dispatch(), bias, a, b, options))
+    Tensor::from_dispatch(<Dispatch as LinearOps>::linear_forward(
+        x,
+        weight.into_dispatch(),
+        bias,
+        a,
+        b,
+        options,
+    ))
 }
 
 /// The same in plain tensor operations: the definition, and what runs on devices without a kernel.
@@ -199,14 +206,22 @@ impl LinearBackward for Flex {
         if options.has_bias {
             let bias = dense(bias);
             let bias = bias.storage::<f32>();
-            values.chunks_mut(features).for_each(|row| row.iter_mut().zip(bias).for_each(|(sum, value)| *sum += value));
+            values
+                .chunks_mut(features)
+                .for_each(|row| row.iter_mut().zip(bias).for_each(|(sum, value)| *sum += value));
         }
         let low = options.has_adapter.then(|| {
             let (a, b) = (dense(a), dense(b));
             let (a_view, rank, _) = matrix(&a);
             let mut buffer = Vec::new();
             let low = multiplied(dropped(&x, options, &mut buffer), a_view.transposed(), 1.0);
-            multiply(&mut values, Matrix::new(&low, tokens, rank), matrix(&b).0.transposed(), options.scale, true);
+            multiply(
+                &mut values,
+                Matrix::new(&low, tokens, rank),
+                matrix(&b).0.transposed(),
+                options.scale,
+                true,
+            );
             tensor(low, [tokens, rank])
         });
         (tensor(values, [tokens, features]), low)
@@ -246,15 +261,19 @@ impl LinearBackward for Flex {
             if let (true, Some(x), Some(low)) = (wanted.adapter, &x, saved.low) {
                 let mut buffer = Vec::new();
                 let x_view = dropped(x, options, &mut buffer);
-                a_gradient = Some(tensor(multiplied(low_gradient.transposed(), x_view, 1.0), [rank, inputs]));
+                a_gradient = Some(tensor(
+                    multiplied(low_gradient.transposed(), x_view, 1.0),
+                    [rank, inputs],
+                ));
                 let values = multiplied(gradient_view.transposed(), matrix(&low).0, options.scale);
                 b_gradient = Some(tensor(values, [features, rank]));
             }
         }
         let weight_gradient = match (wanted.weight, &x) {
-            (true, Some(x)) => {
-                Some(tensor(multiplied(gradient_view.transposed(), matrix(x).0, 1.0), [features, inputs]))
-            }
+            (true, Some(x)) => Some(tensor(
+                multiplied(gradient_view.transposed(), matrix(x).0, 1.0),
+                [features, inputs],
+            )),
             _ => None,
         };
         let bias_gradient = wanted.bias.then(|| {
@@ -316,7 +335,12 @@ impl<B: LinearBackward, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
                 let kept_weight = weight.clone();
                 let adapter = options.has_adapter.then(|| (a.clone(), b.clone()));
                 let (output, low) = B::linear_forward_keeping(x, weight, bias, a, b, &options);
-                let saved = Saved { x: kept_x, weight: kept_weight, adapter, low };
+                let saved = Saved {
+                    x: kept_x,
+                    weight: kept_weight,
+                    adapter,
+                    low,
+                };
                 prepared.finish((saved, options), output)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(B::linear_forward(x, weight, bias, a, b, options)),
@@ -339,7 +363,9 @@ mod tests {
     ) -> Vec<Tensor<1>> {
         let device = Device::flex();
         let random = |rows: usize, columns: usize, seed: usize| {
-            let values = (0..rows * columns).map(|i| crate::random::normal(seed as u64, i as u64)).collect::<Vec<_>>();
+            let values = (0..rows * columns)
+                .map(|i| crate::random::normal(seed as u64, i as u64))
+                .collect::<Vec<_>>();
             Tensor::<2>::from_data(TensorData::new(values, [rows, columns]), &device)
         };
         let leaf = |tensor: Tensor<2>| tensor.autodiff().require_grad();
@@ -348,21 +374,45 @@ mod tests {
         let weight = if full { weight.require_grad() } else { weight };
         let bias = leaf(random(1, outputs, 3));
         let (a, b) = (leaf(random(rank, inputs, 4)), leaf(random(outputs, rank, 5)));
-        let adapter = (rank > 0).then(|| LowRank { a: a.clone(), b: b.clone(), scale: 0.7, dropout });
-        let output = operation(x.clone(), weight.clone(), full.then(|| bias.clone().reshape([outputs])), adapter);
-        let gradients = (output.clone() * random(tokens, outputs, 6).autodiff()).sum().backward();
+        let adapter = (rank > 0).then(|| LowRank {
+            a: a.clone(),
+            b: b.clone(),
+            scale: 0.7,
+            dropout,
+        });
+        let output = operation(
+            x.clone(),
+            weight.clone(),
+            full.then(|| bias.clone().reshape([outputs])),
+            adapter,
+        );
+        let gradients = (output.clone() * random(tokens, outputs, 6).autodiff())
+            .sum()
+            .backward();
         let mut results = vec![output.inner().flatten(0, 1)];
-        results.extend([x, weight, bias, a, b].iter().filter_map(|leaf| Some(leaf.grad(&gradients)?.flatten(0, 1))));
+        results.extend(
+            [x, weight, bias, a, b]
+                .iter()
+                .filter_map(|leaf| Some(leaf.grad(&gradients)?.flatten(0, 1))),
+        );
         results
     }
 
     #[test]
     fn kernel_equals_reference_in_output_and_gradients() {
         let keys: std::sync::Arc<[u64]> = (0..13).map(|position| Dropout::token_key(1, 2, 3, position)).collect();
-        let dropout = Dropout { token_keys: keys, module_key: 9, probability: 0.3 };
-        for (rank, dropout, full) in
-            [(0, None, true), (3, None, false), (3, None, true), (5, Some(dropout.clone()), true), (1, Some(dropout), false)]
-        {
+        let dropout = Dropout {
+            token_keys: keys,
+            module_key: 9,
+            probability: 0.3,
+        };
+        for (rank, dropout, full) in [
+            (0, None, true),
+            (3, None, false),
+            (3, None, true),
+            (5, Some(dropout.clone()), true),
+            (1, Some(dropout), false),
+        ] {
             let kernel = run(linear, [13, 37, 21, rank], dropout.clone(), full);
             let reference = run(linear_reference, [13, 37, 21, rank], dropout, full);
             assert_eq!(kernel.len(), reference.len());
@@ -377,7 +427,9 @@ mod tests {
     fn a_frozen_weight_gets_no_gradient() {
         let device = Device::flex();
         let weight = Tensor::<2>::random([4, 3], Distribution::Default, &device).autodiff();
-        let x = Tensor::<2>::random([2, 3], Distribution::Default, &device).autodiff().require_grad();
+        let x = Tensor::<2>::random([2, 3], Distribution::Default, &device)
+            .autodiff()
+            .require_grad();
         let gradients = linear(x.clone(), weight.clone(), None, None).sum().backward();
         assert!(weight.grad(&gradients).is_none());
         assert!(x.grad(&gradients).is_some());

@@ -18,7 +18,13 @@ impl<'a> Matrix<'a> {
     /// Row-major `[rows, columns]`.
     pub fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
         assert_eq!(data.len(), rows * columns, "matrix of {rows} x {columns}");
-        Self { data, rows, columns, row_stride: columns, column_stride: 1 }
+        Self {
+            data,
+            rows,
+            columns,
+            row_stride: columns,
+            column_stride: 1,
+        }
     }
 
     /// The transposed view.
@@ -39,7 +45,13 @@ const PARALLEL_THRESHOLD: usize = 96 * 96 * 96;
 /// `output = factor * left * right`, added to what `output` holds when `accumulate`. `output` is row-major
 /// `[left.rows, right.columns]`.
 pub fn multiply(output: &mut [f32], left: Matrix, right: Matrix, factor: f32, accumulate: bool) {
-    assert_eq!(output.len(), left.rows * right.columns, "output of {} x {}", left.rows, right.columns);
+    assert_eq!(
+        output.len(),
+        left.rows * right.columns,
+        "output of {} x {}",
+        left.rows,
+        right.columns
+    );
     // SAFETY: `output` is borrowed exclusively and has the size of the product.
     unsafe { product(output.as_mut_ptr(), left, right, factor, accumulate) };
 }
@@ -51,7 +63,11 @@ pub fn multiplied(left: Matrix, right: Matrix, factor: f32) -> Vec<f32> {
         return vec![0.0; length];
     }
     // SAFETY: the product without accumulation writes every element of its output.
-    unsafe { write_all(length, |values| product(values.as_mut_ptr().cast(), left, right, factor, false)) }
+    unsafe {
+        write_all(length, |values| {
+            product(values.as_mut_ptr().cast(), left, right, factor, false)
+        })
+    }
 }
 
 /// # Safety
@@ -63,8 +79,11 @@ unsafe fn product(output: *mut f32, left: Matrix, right: Matrix, factor: f32, ac
     if rows == 0 || columns == 0 {
         return;
     }
-    let parallelism =
-        if rows * columns * inner >= PARALLEL_THRESHOLD { Parallelism::Rayon(0) } else { Parallelism::None };
+    let parallelism = if rows * columns * inner >= PARALLEL_THRESHOLD {
+        Parallelism::Rayon(0)
+    } else {
+        Parallelism::None
+    };
     // SAFETY: the operands cover their extents under the given strides, which `Matrix::new` guarantees, and the caller
     // vouches for the output.
     unsafe {
@@ -101,7 +120,16 @@ mod tests {
         let left = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
         let right = [1.0, 0.0, 2.0, 1.0, 1.0, 1.0];
         let mut output = [10.0; 4];
-        multiply(&mut output, Matrix::new(&left, 2, 3), Matrix::new(&right, 2, 3).transposed(), 2.0, true);
-        assert_eq!(output, [10.0 + 2.0 * 7.0, 10.0 + 2.0 * 6.0, 10.0 + 2.0 * 16.0, 10.0 + 2.0 * 15.0]);
+        multiply(
+            &mut output,
+            Matrix::new(&left, 2, 3),
+            Matrix::new(&right, 2, 3).transposed(),
+            2.0,
+            true,
+        );
+        assert_eq!(
+            output,
+            [10.0 + 2.0 * 7.0, 10.0 + 2.0 * 6.0, 10.0 + 2.0 * 16.0, 10.0 + 2.0 * 15.0]
+        );
     }
 }

@@ -71,7 +71,9 @@ mod tests {
     #[test]
     fn equals_the_sum_of_the_product() {
         let device = Device::flex();
-        let x = Tensor::<2>::from_floats([[1.0, -2.0], [0.5, 3.0]], &device).autodiff().require_grad();
+        let x = Tensor::<2>::from_floats([[1.0, -2.0], [0.5, 3.0]], &device)
+            .autodiff()
+            .require_grad();
         let gradient = Tensor::<2>::from_floats([[0.1, 0.2], [-0.3, 0.4]], &device);
         let seeded = x.grad(&backward_from(x.clone().powi_scalar(2), gradient.clone()));
         let expected = x.grad(&(x.clone().powi_scalar(2) * gradient.autodiff()).sum().backward());

@@ -47,14 +47,24 @@ impl AdamW {
                 beta1: self.betas[0],
                 beta2: self.betas[1],
                 epsilon: self.epsilon,
-                weight_decay: if decays(&parameters.get(id).name) { self.weight_decay } else { 0.0 },
+                weight_decay: if decays(&parameters.get(id).name) {
+                    self.weight_decay
+                } else {
+                    0.0
+                },
                 step: moments.step + 1,
             };
             let value = parameters.take_value(id);
-            let (value, first, second) =
-                adamw_step(value, gradient.clone(), moments.first, moments.second, &settings);
+            let (value, first, second) = adamw_step(value, gradient.clone(), moments.first, moments.second, &settings);
             parameters.set_value(id, value);
-            self.moments.insert(id, Moments { step: moments.step + 1, first, second });
+            self.moments.insert(
+                id,
+                Moments {
+                    step: moments.step + 1,
+                    first,
+                    second,
+                },
+            );
         }
     }
 }

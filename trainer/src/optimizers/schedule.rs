@@ -16,7 +16,11 @@ fn factor(schedule: &Schedule, base: f64, step: f64, total: u64) -> f64 {
     let with_minimum = |factor: f64| (factor * (1.0 - schedule.min_ratio) + schedule.min_ratio).max(0.0);
     if step < warmup {
         let factor = step / warmup.max(1.0);
-        return if schedule.kind == ScheduleKind::Wsd { with_minimum(factor) } else { factor };
+        return if schedule.kind == ScheduleKind::Wsd {
+            with_minimum(factor)
+        } else {
+            factor
+        };
     }
     let progress = (step - warmup) / (total - warmup).max(1.0);
     match schedule.kind {

@@ -47,7 +47,9 @@ pub fn write(
     state: &RunState,
 ) -> Result<(), TrainError> {
     let name = |id: &ParameterId| model.parameters.get(*id).name.clone();
-    let parameters = trained.iter().map(|id| (name(id), host_tensor(model.parameters.get(*id), Dtype::F32)));
+    let parameters = trained
+        .iter()
+        .map(|id| (name(id), host_tensor(model.parameters.get(*id), Dtype::F32)));
     write_tensors(&folder.join(PARAMETERS), &parameters.collect())?;
     let mut moments = BTreeMap::new();
     let mut state = state.clone();
@@ -61,7 +63,10 @@ pub fn write(
         state.updates.insert(name(id), values.step);
     }
     write_tensors(&folder.join(MOMENTS), &moments)?;
-    let json = serde_json::to_value(&state).map_err(|source| TrainError::Encode { what: "the run's state", source })?;
+    let json = serde_json::to_value(&state).map_err(|source| TrainError::Encode {
+        what: "the run's state",
+        source,
+    })?;
     Ok(write_atomically(&folder.join(STATE), pretty(&json)?.as_bytes())?)
 }
 
@@ -92,12 +97,21 @@ pub fn restore(
         let parameter = model.parameters.get(*id).clone();
         let values = read(&parameters, &parameter.name, &parameter.shape)?;
         model.parameters.set_value(*id, tensor(values, &device, DType::F32));
-        let Some(step) = state.updates.get(&parameter.name).copied() else { continue };
+        let Some(step) = state.updates.get(&parameter.name).copied() else {
+            continue;
+        };
         let moment = |part: &str| -> Result<_, TrainError> {
             let values = read(&moments, &format!("{}.{part}", parameter.name), &[parameter.len()])?;
             Ok(tensor(values, &device, DType::F32))
         };
-        optimizer.moments.insert(*id, Moments { step, first: moment("first")?, second: moment("second")? });
+        optimizer.moments.insert(
+            *id,
+            Moments {
+                step,
+                first: moment("first")?,
+                second: moment("second")?,
+            },
+        );
     }
     Ok(state)
 }

@@ -7,6 +7,7 @@ use interlingua_checkpoints::config::ModelConfig;
 use interlingua_data::DataError;
 use interlingua_data::batch::MicroBatch;
 use interlingua_data::dataset::Dataset;
+use interlingua_data::language::canonical;
 use interlingua_data::sample::{Content, Message, Sample};
 use interlingua_data::source::read_source;
 use interlingua_data::tokenize::{Outcome, SampleTokenizer};
@@ -36,8 +37,17 @@ pub struct Evaluator {
 
 /// A task, ready to run.
 enum Prepared {
-    Perplexity { name: String, languages: Vec<String>, batches: Vec<MicroBatch>, bytes: Vec<u64> },
-    Generate { name: String, questions: Vec<Question>, options: GenerateOptions },
+    Perplexity {
+        name: String,
+        languages: Vec<String>,
+        batches: Vec<MicroBatch>,
+        bytes: Vec<u64>,
+    },
+    Generate {
+        name: String,
+        questions: Vec<Question>,
+        options: GenerateOptions,
+    },
 }
 
 /// A prompt whose answer is known.
@@ -61,7 +71,9 @@ impl Evaluator {
                 TaskKind::Generate => generate_task(task, &samples, &tokenize, tokenizer, config),
             }
         });
-        Ok(Self { tasks: prepared.collect::<Result<_, _>>()? })
+        Ok(Self {
+            tasks: prepared.collect::<Result<_, _>>()?,
+        })
     }
 
     /// Evaluates the model: held-out samples first, then the tasks in their order.
@@ -82,10 +94,17 @@ impl Evaluator {
         }
         for task in &self.tasks {
             rows.push(match task {
-                Prepared::Perplexity { name, languages, batches, bytes } => {
-                    row(name, losses(model, batches, languages, bytes), Vec::new(), step, time)
-                }
-                Prepared::Generate { name, questions, options } => {
+                Prepared::Perplexity {
+                    name,
+                    languages,
+                    batches,
+                    bytes,
+                } => row(name, losses(model, batches, languages, bytes), Vec::new(), step, time),
+                Prepared::Generate {
+                    name,
+                    questions,
+                    options,
+                } => {
                     let (by_language, examples) = answers(model, tokenizer, questions, options)?;
                     row(name, by_language, examples, step, time)
                 }
@@ -97,7 +116,13 @@ impl Evaluator {
 
 /// Whether a value of a metric is better than the best so far.
 pub fn improves(metric: Metric, value: f64, best: Option<f64>) -> bool {
-    best.is_none_or(|best| if metric.higher_is_better() { value > best } else { value < best })
+    best.is_none_or(|best| {
+        if metric.higher_is_better() {
+            value > best
+        } else {
+            value < best
+        }
+    })
 }
 
 type ByLanguage = BTreeMap<String, BTreeMap<String, f64>>;
@@ -106,7 +131,9 @@ type ByLanguage = BTreeMap<String, BTreeMap<String, f64>>;
 fn row(task: &str, by_language: ByLanguage, examples: Vec<Example>, step: u64, time: f64) -> EvalRow {
     let mut values = BTreeMap::<String, Vec<f64>>::new();
     for metrics in by_language.values() {
-        metrics.iter().for_each(|(name, value)| values.entry(name.clone()).or_default().push(*value));
+        metrics
+            .iter()
+            .for_each(|(name, value)| values.entry(name.clone()).or_default().push(*value));
     }
     let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
     let gap = |values: &Vec<f64>| {
@@ -117,8 +144,14 @@ fn row(task: &str, by_language: ByLanguage, examples: Vec<Example>, step: u64, t
         step,
         time,
         task: task.to_owned(),
-        mean: values.iter().map(|(name, values)| (name.clone(), mean(values))).collect(),
-        gap: values.iter().map(|(name, values)| (name.clone(), gap(values))).collect(),
+        mean: values
+            .iter()
+            .map(|(name, values)| (name.clone(), mean(values)))
+            .collect(),
+        gap: values
+            .iter()
+            .map(|(name, values)| (name.clone(), gap(values)))
+            .collect(),
         by_language,
         examples,
     }
@@ -135,7 +168,7 @@ fn sources(task: &Task) -> Vec<Source> {
         group_field: None,
         fields: task.fields.clone(),
         normalize: Vec::new(),
-        limit: task.limit,
+        limit: 0,
     };
     let path = task.path.to_string_lossy();
     if !path.contains("{lang}") {
@@ -145,15 +178,28 @@ fn sources(task: &Task) -> Vec<Source> {
     task.languages.iter().map(of_language).collect()
 }
 
-/// A task's samples of the languages that it names; all of them when it names none.
+/// A task's samples of the languages that it names, or of all when it names none; at most `limit` of each.
 fn read(recipe: &Recipe, task: &Task) -> Result<Vec<Sample>, TrainError> {
+    let tags = task
+        .languages
+        .iter()
+        .map(|tag| canonical(tag).unwrap_or_else(|_| tag.clone()));
+    let languages: Vec<String> = tags.collect();
     let mut samples = Vec::new();
     for (index, source) in sources(task).iter().enumerate() {
         let rows = read_source(index, source, recipe.data.on_bad_row)?;
-        let all = rows.collect::<Result<Vec<Sample>, DataError>>()?;
-        samples.extend(all.into_iter().filter(|sample| {
-            task.languages.is_empty() || task.languages.contains(&sample.language)
-        }));
+        let mut taken = BTreeMap::<String, usize>::new();
+        for sample in rows {
+            let sample = sample?;
+            if !languages.is_empty() && !languages.contains(&sample.language) {
+                continue;
+            }
+            let count = taken.entry(sample.language.clone()).or_default();
+            *count += 1;
+            if task.limit == 0 || *count <= task.limit {
+                samples.push(sample);
+            }
+        }
     }
     if samples.is_empty() {
         return Err(TrainError::Setup(format!(
@@ -190,9 +236,18 @@ fn perplexity_task(
             sequences.extend(kept.into_iter().map(|tokens| (tokens, language)));
         }
     }
-    let batches = batches(sequences.iter().map(|((ids, labels), language)| ((&ids[..], &labels[..]), *language)));
+    let batches = batches(
+        sequences
+            .iter()
+            .map(|((ids, labels), language)| ((&ids[..], &labels[..]), *language)),
+    );
     let bytes = supervised_bytes(&batches, languages.len(), tokenizer)?;
-    Ok(Prepared::Perplexity { name: task.name.clone(), languages, batches, bytes })
+    Ok(Prepared::Perplexity {
+        name: task.name.clone(),
+        languages,
+        batches,
+        bytes,
+    })
 }
 
 fn generate_task(
@@ -205,13 +260,19 @@ fn generate_task(
     let mut questions = Vec::new();
     for sample in samples {
         let problem = |problem| DataError::bad_row(sample.place.clone(), problem);
-        let question = question(&sample.content, tokenize, tokenizer)
-            .ok_or_else(|| TrainError::Setup(format!(
+        let question = question(&sample.content, tokenize, tokenizer).ok_or_else(|| {
+            TrainError::Setup(format!(
                 "eval task `{}`, {}: a generate task needs rows that end with an answer of the assistant",
                 task.name, sample.place
-            )))?;
+            ))
+        })?;
         let (prompt, input_ids, reference) = question.map_err(problem)?;
-        questions.push(Question { language: sample.language.clone(), prompt, input_ids, reference });
+        questions.push(Question {
+            language: sample.language.clone(),
+            prompt,
+            input_ids,
+            reference,
+        });
     }
     let options = GenerateOptions {
         max_new_tokens: task.max_new_tokens,
@@ -220,12 +281,18 @@ fn generate_task(
         seed: 0,
         stop_tokens: stop_tokens(tokenize, tokenizer, config),
     };
-    Ok(Prepared::Generate { name: task.name.clone(), questions, options })
+    Ok(Prepared::Generate {
+        name: task.name.clone(),
+        questions,
+        options,
+    })
 }
 
 /// Tokens that end an answer: those of the template, of the tokenizer and of the config.
 pub fn stop_tokens(tokenize: &SampleTokenizer, tokenizer: &Tokenizer, config: &ModelConfig) -> Vec<u32> {
-    let template = tokenize.conversations().map(|conversations| conversations.stop_tokens(tokenizer));
+    let template = tokenize
+        .conversations()
+        .map(|conversations| conversations.stop_tokens(tokenizer));
     let mut tokens = template.unwrap_or_default();
     tokens.extend(&config.eos_token_ids);
     tokens.extend(tokenizer.eos_id());
@@ -244,7 +311,9 @@ fn question(
 ) -> Option<Result<Asked, interlingua_data::error::RowProblem>> {
     use interlingua_data::error::RowProblem;
     let encode = |text: &str, special: bool| {
-        tokenizer.encode(text, special).map_err(|error| RowProblem::Tokenizer { message: error.to_string() })
+        tokenizer.encode(text, special).map_err(|error| RowProblem::Tokenizer {
+            message: error.to_string(),
+        })
     };
     match content {
         Content::PromptCompletion { prompt, completion } => {
@@ -253,7 +322,10 @@ fn question(
         Content::Conversation { messages, tools, .. } => {
             let (answer, before) = messages.split_last().filter(|(last, _)| last.role == "assistant")?;
             let reference = answer.content.as_str()?.to_owned();
-            let asked = before.last().and_then(|message: &Message| message.content.as_str()).unwrap_or_default();
+            let asked = before
+                .last()
+                .and_then(|message: &Message| message.content.as_str())
+                .unwrap_or_default();
             let template = tokenize.conversations()?.template();
             let rendered = template.render(before, tools.as_ref(), true);
             let ids = rendered
@@ -282,11 +354,7 @@ fn batches<'a>(sequences: impl Iterator<Item = ((&'a [u32], &'a [i32]), u16)>) -
 }
 
 /// Bytes of the supervised text, by language.
-fn supervised_bytes(
-    batches: &[MicroBatch],
-    languages: usize,
-    tokenizer: &Tokenizer,
-) -> Result<Vec<u64>, TrainError> {
+fn supervised_bytes(batches: &[MicroBatch], languages: usize, tokenizer: &Tokenizer) -> Result<Vec<u64>, TrainError> {
     let mut bytes = vec![0; languages];
     for batch in batches {
         for sequence in &batch.sequences {
@@ -304,7 +372,13 @@ fn losses(model: &Model, batches: &[MicroBatch], languages: &[String], bytes: &[
     for batch in batches {
         let (inputs, targets) = inputs_and_targets(model, batch);
         let hidden = model.last_hidden_state(&inputs, None);
-        add_by_language(&mut sums, languages, batch, &targets, &log_probs(model, &hidden, &targets));
+        add_by_language(
+            &mut sums,
+            languages,
+            batch,
+            &targets,
+            &log_probs(model, &hidden, &targets),
+        );
     }
     let metrics = |(language, sum): (String, LanguageLoss)| {
         let loss = sum.loss / (sum.tokens as f64).max(1.0);

@@ -140,21 +140,36 @@ impl Metrics {
     /// line that a killed process left unfinished.
     pub fn open(output: &Path, step: u64) -> Result<(Self, Vec<Row>), TrainError> {
         let path = output.join("metrics.jsonl");
-        let rows: Vec<Row> = read_rows(&path)?.into_iter().filter(|row| row.step() <= step && (step > 0)).collect();
+        let rows: Vec<Row> = read_rows(&path)?
+            .into_iter()
+            .filter(|row| row.step() <= step && (step > 0))
+            .collect();
         let mut text = String::new();
         for row in &rows {
             text.push_str(&line(row)?);
         }
         write_atomically(&path, text.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(|source| TrainError::io(&path, source))?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(|source| TrainError::io(&path, source))?;
         let time_before = rows.iter().map(Row::time).fold(0.0, f64::max);
-        Ok((Self { path, file, time_before }, rows))
+        Ok((
+            Self {
+                path,
+                file,
+                time_before,
+            },
+            rows,
+        ))
     }
 
     /// Appends one row, whole.
     pub fn write(&mut self, row: &Row) -> Result<(), TrainError> {
         let line = line(row)?;
-        self.file.write_all(line.as_bytes()).map_err(|source| TrainError::io(&self.path, source))
+        self.file
+            .write_all(line.as_bytes())
+            .map_err(|source| TrainError::io(&self.path, source))
     }
 }
 
@@ -169,6 +184,9 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>, TrainError> {
 }
 
 fn line(row: &Row) -> Result<String, TrainError> {
-    let text = serde_json::to_string(row).map_err(|source| TrainError::Encode { what: "a metrics row", source })?;
+    let text = serde_json::to_string(row).map_err(|source| TrainError::Encode {
+        what: "a metrics row",
+        source,
+    })?;
     Ok(text + "\n")
 }

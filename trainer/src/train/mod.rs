@@ -124,7 +124,11 @@ pub fn train(
     for (index, stage) in stages.iter().enumerate() {
         if count > 1 {
             let name = recipe.stage[index].name.clone();
-            observe(Event::Stage { name, number: index + 1, count });
+            observe(Event::Stage {
+                name,
+                number: index + 1,
+                count,
+            });
         }
         match run::run(stage, stop, observe)? {
             Outcome::Stopped => return Ok(Outcome::Stopped),

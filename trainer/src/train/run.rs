@@ -20,6 +20,7 @@ use super::setup::Base;
 use super::step::{Accumulated, StepKey, accumulate, not_finite};
 use super::summary::Summary;
 use super::{Event, Outcome, Started, StopFlag};
+use crate::device::describe;
 use crate::error::TrainError;
 use crate::export::write_results;
 use crate::memory::peak_bytes;
@@ -52,12 +53,20 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     let (latest, corrupt) = run_state::latest_valid(&recipe.output)?;
     for corrupt in corrupt {
         let (path, reason) = (corrupt.path.display(), corrupt.reason);
-        observe(Event::Note(format!("{path} is damaged ({reason}) and is passed over; the run goes on from the one before")));
+        observe(Event::Note(format!(
+            "{path} is damaged ({reason}) and is passed over; the run goes on from the one before"
+        )));
     }
     let base = Base::open(recipe)?;
     let tokenizer = base.tokenizer(recipe)?;
     let mut progress = |progress| observe(Event::Preparing(progress));
-    let data = prepare(recipe, &tokenizer, base.config.vocab_size, &cache::default_folder(), &mut progress)?;
+    let data = prepare(
+        recipe,
+        &tokenizer,
+        base.config.vocab_size,
+        &cache::default_folder(),
+        &mut progress,
+    )?;
     let (order, total_steps) = order(recipe, &data)?;
     if let (Some((step, _)), Some(summary)) = (&latest, Summary::read(&recipe.output))
         && summary.finished
@@ -79,7 +88,10 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     let evaluator = Evaluator::new(recipe, &tokenizer, &base.config)?;
     let state = match &latest {
         Some((step, path)) => {
-            observe(Event::Note(format!("going on after step {step}, from {}", path.display())));
+            observe(Event::Note(format!(
+                "going on after step {step}, from {}",
+                path.display()
+            )));
             checkpoint::restore(path, &mut model, &trained, &mut optimizer)?
         }
         None => RunState::default(),
@@ -92,6 +104,8 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     run_state::remove_partials(&recipe.output)?;
     write_atomically(&recipe.output.join("recipe.toml"), recipe.to_toml()?.as_bytes())?;
     let (metrics, rows) = Metrics::open(&recipe.output, state.step)?;
+    // The summary of an earlier end no longer holds.
+    Summary::remove(&recipe.output)?;
     let run = Run {
         recipe,
         base,
@@ -173,7 +187,15 @@ impl Run<'_> {
                 self.save(observe)?;
             }
         }
-        self.evaluate(evaluator, observe)?;
+        // A run that early stopping has ended, or that died while it was being finished, has this evaluation already.
+        let done = self.state.step;
+        if !self
+            .rows
+            .iter()
+            .any(|row| matches!(row, Row::Eval(row) if row.step == done))
+        {
+            self.evaluate(evaluator, observe)?;
+        }
         self.save(observe)?;
         let summary = Summary::of_rows(&self.rows, true, self.state.stopped_early);
         let (recipe, base) = (self.recipe, &self.base);
@@ -194,9 +216,12 @@ impl Run<'_> {
             total_steps: self.total_steps,
             trainable_parameters: count(true),
             parameters: count(false),
-            samples: (self.data.train.len() as u64, self.data.heldout.as_ref().map_or(0, |data| data.len() as u64)),
+            samples: (
+                self.data.train.len() as u64,
+                self.data.heldout.as_ref().map_or(0, |data| data.len() as u64),
+            ),
             fill_rate: self.order.fill_rate(),
-            device: format!("{:?}, {:?}", self.model.device, self.model.dtype),
+            device: describe(&self.model.device, self.model.dtype),
         }
     }
 
@@ -216,8 +241,9 @@ impl Run<'_> {
         let (recipe, step) = (self.recipe, self.state.step);
         self.selection.apply(&mut self.model, step, self.total_steps);
         let micro_steps = recipe.train.gradient_accumulation;
-        let batches: Vec<_> =
-            (0..micro_steps).map(|micro| self.order.micro_batch(&self.data.train, step, micro, 0, 1)).collect();
+        let batches: Vec<_> = (0..micro_steps)
+            .map(|micro| self.order.micro_batch(&self.data.train, step, micro, 0, 1))
+            .collect();
         // On the pool's own threads, so that its many small tasks need not wake this one.
         let (passed, grad_norm, rate) = rayon::scope(|_| self.compute(&batches))?;
         self.state.step += 1;
@@ -246,7 +272,10 @@ impl Run<'_> {
     fn compute(&mut self, batches: &[MicroBatch]) -> Result<(Accumulated, f64, f64), TrainError> {
         let (recipe, step) = (self.recipe, self.state.step);
         let recompute = recipe.memory.recompute == Recompute::Block;
-        let key = StepKey { seed: recipe.seed, step };
+        let key = StepKey {
+            seed: recipe.seed,
+            step,
+        };
         let weight = recipe.objective.weight;
         let mut passed = accumulate(&self.model, &self.data.train, batches, weight, recompute, key)?;
         let grad_norm = passed.gradients.norm();
@@ -282,7 +311,10 @@ impl Run<'_> {
             }
             if self.state.evaluations_without_improvement >= patience && !self.state.stopped_early {
                 self.state.stopped_early = true;
-                let event = format!("{} has not improved for {patience} evaluations: the run ends early", metric.name());
+                let event = format!(
+                    "{} has not improved for {patience} evaluations: the run ends early",
+                    metric.name()
+                );
                 observe(Event::Note(event.clone()));
                 let (step, time) = (self.state.step, self.time());
                 self.write(Row::Event(EventRow { step, time, event }))?;
@@ -297,7 +329,10 @@ impl Run<'_> {
             checkpoint::write(folder, &self.model, &self.trained, &self.optimizer, &self.state)
         })?;
         run_state::prune(output, self.recipe.train.keep_checkpoints)?;
-        observe(Event::Checkpoint { step: self.state.step, path });
+        observe(Event::Checkpoint {
+            step: self.state.step,
+            path,
+        });
         Ok(())
     }
 }

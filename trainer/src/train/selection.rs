@@ -23,7 +23,11 @@ impl Selection {
             Ok((selector, freeze.until))
         });
         Ok(Self {
-            selector: recipe.train.parameters.selector().map_err(|error| wrong("train.parameters", &error))?,
+            selector: recipe
+                .train
+                .parameters
+                .selector()
+                .map_err(|error| wrong("train.parameters", &error))?,
             has_adapter: recipe.adapter.kind != AdapterKind::None,
             modules_to_save: recipe.adapter.modules_to_save.clone(),
             freezes: freezes.collect::<Result<_, TrainError>>()?,
@@ -41,7 +45,9 @@ impl Selection {
 
     fn is_saved_module(&self, name: &str) -> bool {
         let path = name.rsplit_once('.').map_or(name, |(path, _)| path);
-        self.modules_to_save.iter().any(|module| path == module || path.ends_with(&format!(".{module}")))
+        self.modules_to_save
+            .iter()
+            .any(|module| path == module || path.ends_with(&format!(".{module}")))
     }
 
     /// Whether weights of the model itself are trained, so that a `model/` folder is to be written.
@@ -55,7 +61,10 @@ impl Selection {
     /// All parameters that are trained at some time of the run.
     pub fn all(&self, model: &Model) -> Vec<ParameterId> {
         let parameters = model.parameters.iter();
-        parameters.filter(|(_, parameter)| self.selects(&parameter.name, parameter.adapter)).map(|(id, _)| id).collect()
+        parameters
+            .filter(|(_, parameter)| self.selects(&parameter.name, parameter.adapter))
+            .map(|(id, _)| id)
+            .collect()
     }
 
     /// Marks what is trained in a step, counted from 0.
@@ -64,7 +73,10 @@ impl Selection {
         let ids: Vec<ParameterId> = model.parameters.iter().map(|(id, _)| id).collect();
         for id in ids {
             let parameter = model.parameters.get(id);
-            let frozen = self.freezes.iter().any(|(selector, until)| done < *until && selector.selects(&parameter.name));
+            let frozen = self
+                .freezes
+                .iter()
+                .any(|(selector, until)| done < *until && selector.selects(&parameter.name));
             let trainable = self.selects(&parameter.name, parameter.adapter) && !frozen;
             if parameter.trainable != trainable {
                 model.parameters.set_trainable(id, trainable);

@@ -37,11 +37,21 @@ impl Base {
         let path = hub::resolve(&recipe.model.path)?;
         if recipe.model.init == Init::Random {
             let (config, raw_config) = ModelConfig::read(&path)?;
-            return Ok(Self { path, config, raw_config, folder: None });
+            return Ok(Self {
+                path,
+                config,
+                raw_config,
+                folder: None,
+            });
         }
         let folder = ModelFolder::open(&path)?;
         let (config, raw_config) = (folder.config().clone(), folder.raw_config().clone());
-        Ok(Self { path, config, raw_config, folder: Some(folder) })
+        Ok(Self {
+            path,
+            config,
+            raw_config,
+            folder: Some(folder),
+        })
     }
 
     /// The number format of its weights.
@@ -68,7 +78,9 @@ impl Base {
             Some(folder) => Weights::Folder(folder),
             None => Weights::Random { seed: recipe.seed },
         };
-        let mut model = load(&self.config, &weights, dtype, &device, &|name| selection.selects(name, false))?;
+        let mut model = load(&self.config, &weights, dtype, &device, &|name| {
+            selection.selects(name, false)
+        })?;
         if recipe.adapter.kind != AdapterKind::None {
             match &recipe.adapter.init_from {
                 Some(path) => attach_existing(&mut model, path, recipe)?,
@@ -77,7 +89,9 @@ impl Base {
         }
         selection.apply(&mut model, 0, 1);
         if selection.all(&model).is_empty() {
-            return Err(TrainError::Setup("train.parameters names no parameter of this model, so nothing would be trained".into()));
+            return Err(TrainError::Setup(
+                "train.parameters names no parameter of this model, so nothing would be trained".into(),
+            ));
         }
         Ok(model)
     }
@@ -106,6 +120,14 @@ fn attach_existing(model: &mut Model, path: &Path, recipe: &Recipe) -> Result<()
     if config.use_dora != (adapter.kind == AdapterKind::Dora) {
         let name = |dora: bool| if dora { "\"dora\"" } else { "\"lora\"" };
         return differs("kind", name(!config.use_dora).into(), name(config.use_dora).into());
+    }
+    if config.modules_to_save != adapter.modules_to_save {
+        let list = |names: &[String]| format!("{names:?}");
+        return differs(
+            "modules_to_save",
+            list(&adapter.modules_to_save),
+            list(&config.modules_to_save),
+        );
     }
     attach_folder(model, &folder, adapter.dropout as f32, true)
 }

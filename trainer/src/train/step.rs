@@ -43,7 +43,14 @@ pub fn inputs_and_targets(model: &Model, batch: &MicroBatch) -> (Inputs, Targets
     boundaries.push(batch.input_ids.len());
     let targets = Targets::of_labels(&batch.labels, &boundaries);
     let (ids, positions) = (&batch.input_ids, &batch.position_ids);
-    let inputs = Inputs::new(&model.config, ids, positions, &boundaries, RopeLength::Own, &model.device);
+    let inputs = Inputs::new(
+        &model.config,
+        ids,
+        positions,
+        &boundaries,
+        RopeLength::Own,
+        &model.device,
+    );
     (inputs, targets)
 }
 
@@ -76,7 +83,13 @@ pub fn accumulate(
         return Err(not_finite("loss", dataset, batches, key.step));
     }
     let tokens_total = batches.iter().map(|batch| batch.input_ids.len() as u64).sum();
-    Ok(Accumulated { gradients, loss, tokens, tokens_total, by_language: sums })
+    Ok(Accumulated {
+        gradients,
+        loss,
+        tokens,
+        tokens_total,
+        by_language: sums,
+    })
 }
 
 /// Adds a micro-batch's token losses to the sums of its languages, and returns their total. `languages`: what the
@@ -92,7 +105,9 @@ pub fn add_by_language(
     let mut total = 0.0;
     for sequence in &batch.sequences {
         let end = (sequence.start + sequence.length) as u32;
-        let sum = sums.entry(languages[usize::from(sequence.language)].clone()).or_default();
+        let sum = sums
+            .entry(languages[usize::from(sequence.language)].clone())
+            .or_default();
         sum.samples += 1;
         while let Some((_, log_prob)) = losses.next_if(|(position, _)| **position < end) {
             sum.loss -= f64::from(*log_prob);
@@ -106,15 +121,23 @@ pub fn add_by_language(
 /// The error for a loss or gradient that is not a finite number, with the samples and languages of the step.
 pub fn not_finite(what: &'static str, dataset: &Dataset, batches: &[MicroBatch], step: u64) -> TrainError {
     let sequences = || batches.iter().flat_map(|batch| &batch.sequences);
-    let mut languages: Vec<&str> =
-        sequences().map(|sequence| dataset.languages()[usize::from(sequence.language)].as_str()).collect();
+    let mut languages: Vec<&str> = sequences()
+        .map(|sequence| dataset.languages()[usize::from(sequence.language)].as_str())
+        .collect();
     languages.sort_unstable();
     languages.dedup();
-    let mut samples: Vec<String> = sequences().map(|sequence| dataset.describe(sequence.sample as usize)).collect();
+    let mut samples: Vec<String> = sequences()
+        .map(|sequence| dataset.describe(sequence.sample as usize))
+        .collect();
     if samples.len() > 16 {
         let rest = samples.len() - 16;
         samples.truncate(16);
         samples.push(format!("and {rest} more"));
     }
-    TrainError::NotFinite { step: step + 1, what, languages: languages.join(", "), samples: samples.join("; ") }
+    TrainError::NotFinite {
+        step: step + 1,
+        what,
+        languages: languages.join(", "),
+        samples: samples.join("; "),
+    }
 }

@@ -81,7 +81,10 @@ impl Summary {
                 let entry = evaluations.entry(row.task.clone());
                 entry
                     .and_modify(|known| known.last = row.clone())
-                    .or_insert_with(|| FirstAndLast { first: row.clone(), last: row.clone() });
+                    .or_insert_with(|| FirstAndLast {
+                        first: row.clone(),
+                        last: row.clone(),
+                    });
             }
         }
         let seconds: f64 = trained.iter().map(|row| row.step_seconds).sum();
@@ -92,7 +95,11 @@ impl Summary {
             steps: trained.last().map_or(0, |row| row.step),
             tokens: trained.iter().map(|row| row.tokens).sum(),
             tokens_total,
-            tokens_per_second: if seconds > 0.0 { tokens_total as f64 / seconds } else { 0.0 },
+            tokens_per_second: if seconds > 0.0 {
+                tokens_total as f64 / seconds
+            } else {
+                0.0
+            },
             peak_memory_bytes: trained.iter().map(|row| row.memory_bytes).max().unwrap_or(0),
             wall_seconds: rows.iter().map(Row::time).fold(0.0, f64::max),
             loss: trained.last().map_or(0.0, |row| row.loss),
@@ -103,9 +110,21 @@ impl Summary {
 
     /// Writes it into an output folder.
     pub fn write(&self, output: &Path) -> Result<(), TrainError> {
-        let json = serde_json::to_value(self).map_err(|source| TrainError::Encode { what: "the summary", source })?;
+        let json = serde_json::to_value(self).map_err(|source| TrainError::Encode {
+            what: "the summary",
+            source,
+        })?;
         let text = interlingua_checkpoints::write::pretty(&json)?;
         Ok(write_atomically(&output.join("summary.json"), text.as_bytes())?)
+    }
+
+    /// Removes that of an output folder, where there is one.
+    pub fn remove(output: &Path) -> Result<(), TrainError> {
+        let path = output.join("summary.json");
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(TrainError::io(&path, source)),
+            _ => Ok(()),
+        }
     }
 
     /// Reads that of an output folder, where there is one.

@@ -21,10 +21,20 @@ const ADAPTERS: [&str; 7] = [
 #[test]
 fn logits_and_loss_are_those_of_peft() {
     for name in ADAPTERS {
-        let tolerance = json(&format!("lora/{name}.golden.json"))["tolerance"]["logits"].as_f64().unwrap();
+        let tolerance = json(&format!("lora/{name}.golden.json"))["tolerance"]["logits"]
+            .as_f64()
+            .unwrap();
         let file = path(&format!("lora/{name}.golden.safetensors"));
         // Dropout acts while training only, so that whatever it is set to changes nothing here.
-        let comparisons = verify(&adapted(name, 0.5), &file, Tolerance { atol: tolerance, rtol: 0.0 }).unwrap();
+        let comparisons = verify(
+            &adapted(name, 0.5),
+            &file,
+            Tolerance {
+                atol: tolerance,
+                rtol: 0.0,
+            },
+        )
+        .unwrap();
         assert_eq!(comparisons.len(), 2, "{name}: logits and loss are compared");
         for comparison in comparisons {
             assert_eq!(comparison.beyond, 0, "{name}: {comparison:?}");
@@ -38,7 +48,11 @@ fn gradients_are_those_of_peft() {
         let model = adapted(name, 0.0);
         let gradients = check_loss_and_gradients(&model, &format!("lora/{name}.golden"), "base_model.model.");
         let trained = model.parameters.trainable().count();
-        assert_eq!(gradients.iter().count(), trained, "{name}: every trained parameter gets a gradient, and no other");
+        assert_eq!(
+            gradients.iter().count(),
+            trained,
+            "{name}: every trained parameter gets a gradient, and no other"
+        );
     }
 }
 
@@ -56,7 +70,10 @@ fn recomputation_changes_no_bit_of_a_gradient_with_dropout_on() {
         let (again, recomputed) = loss_and_gradients(&model, &dropped(), true);
         assert!((loss - whole).abs() > 1e-4, "{name}: dropout is on");
         assert_eq!(loss.to_bits(), again.to_bits(), "{name}");
-        assert!(gradient_bits(&model, &kept) == gradient_bits(&model, &recomputed), "{name}");
+        assert!(
+            gradient_bits(&model, &kept) == gradient_bits(&model, &recomputed),
+            "{name}"
+        );
     }
 }
 
@@ -64,21 +81,32 @@ fn recomputation_changes_no_bit_of_a_gradient_with_dropout_on() {
 fn merged_weights_are_those_of_peft() {
     for name in ADAPTERS {
         let file = tensors(&format!("lora/{name}.golden.safetensors"));
-        let tolerance = json(&format!("lora/{name}.golden.json"))["tolerance"]["merged_weight"].as_f64().unwrap();
+        let tolerance = json(&format!("lora/{name}.golden.json"))["tolerance"]["merged_weight"]
+            .as_f64()
+            .unwrap();
         let model = adapted(name, 0.0);
         let names: Vec<String> = file.names().filter(|name| name.starts_with("merged.")).collect();
         assert!(!names.is_empty());
         for tensor in names {
             let path = tensor.strip_prefix("merged.").unwrap();
-            let linear = model.linears().find(|linear| format!("{}.weight", linear.name) == path).unwrap();
+            let linear = model
+                .linears()
+                .find(|linear| format!("{}.weight", linear.name) == path)
+                .unwrap();
             let parameter = model.parameters.get(linear.weight);
-            let base: Tensor<2> = parameter.value.clone().reshape([parameter.shape[0], parameter.shape[1]]);
+            let base: Tensor<2> = parameter
+                .value
+                .clone()
+                .reshape([parameter.shape[0], parameter.shape[1]]);
             let merged = match linear.adapter.as_ref().unwrap() {
                 Adapter::Lora(lora) => base + lora.delta(&model.parameters),
                 Adapter::Dora(dora) => dora.merged(base, &model.parameters),
             };
             for (found, expected) in host(&merged).into_iter().zip(values(&file, &tensor)) {
-                assert!(f64::from((found - expected).abs()) <= tolerance, "{name}: {tensor}: {found}, expected {expected}");
+                assert!(
+                    f64::from((found - expected).abs()) <= tolerance,
+                    "{name}: {tensor}: {found}, expected {expected}"
+                );
             }
         }
     }

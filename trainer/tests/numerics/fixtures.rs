@@ -32,7 +32,9 @@ pub(crate) const MODELS: [&str; 10] = [
 
 /// A path below `tests/fixtures`.
 pub(crate) fn path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures")
+        .join(name)
 }
 
 /// A JSON file of the fixtures.
@@ -47,20 +49,35 @@ pub(crate) fn tensors(name: &str) -> TensorsFile {
 
 /// The numbers of a tensor, whatever its shape.
 pub(crate) fn values(file: &TensorsFile, name: &str) -> Vec<f32> {
-    let shape = file.shape(name).unwrap_or_else(|| panic!("{name} is not there")).to_vec();
+    let shape = file
+        .shape(name)
+        .unwrap_or_else(|| panic!("{name} is not there"))
+        .to_vec();
     file.read_f32(name, &shape, "").unwrap().unwrap()
 }
 
 /// A model of the fixtures in f32, all of it trainable or nothing.
 pub(crate) fn model(name: &str, trainable: bool) -> Model {
     let folder = ModelFolder::open(&path(&format!("models/{name}"))).unwrap();
-    load(folder.config(), &Weights::Folder(&folder), DType::F32, &Device::flex(), &|_| trainable).unwrap()
+    load(
+        folder.config(),
+        &Weights::Folder(&folder),
+        DType::F32,
+        &Device::flex(),
+        &|_| trainable,
+    )
+    .unwrap()
 }
 
 /// A model with an adapter of the fixtures (`MODEL.VARIANT`) to be trained on.
 pub(crate) fn adapted(name: &str, dropout: f32) -> Model {
-    let mut model = model(name.split('.').next().unwrap(), false);
-    let folder = AdapterFolder::open(&path(&format!("lora/{name}"))).unwrap();
+    adapted_from(name.split('.').next().unwrap(), &format!("lora/{name}"), dropout)
+}
+
+/// A model with the adapter of a folder to be trained on.
+pub(crate) fn adapted_from(name: &str, folder: &str, dropout: f32) -> Model {
+    let mut model = model(name, false);
+    let folder = AdapterFolder::open(&path(folder)).unwrap();
     attach_folder(&mut model, &folder, dropout, true).unwrap();
     model
 }
@@ -76,7 +93,9 @@ pub(crate) fn batch(model: &Model, file: &TensorsFile) -> (Inputs, Targets) {
     let labels: Vec<i32> = places.iter().map(|place| labels[*place] as i32).collect();
     let positions: Vec<u32> = places.iter().map(|place| (place % width) as u32).collect();
     let rows = 0..=shape[0];
-    let boundaries: Vec<usize> = rows.map(|row| places.partition_point(|place| *place < row * width)).collect();
+    let boundaries: Vec<usize> = rows
+        .map(|row| places.partition_point(|place| *place < row * width))
+        .collect();
     let length = RopeLength::Fixed(width);
     let inputs = Inputs::new(&model.config, &ids, &positions, &boundaries, length, &model.device);
     (inputs, Targets::of_labels(&labels, &boundaries))
@@ -102,14 +121,20 @@ pub(crate) fn host<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
 
 /// The gradient of a parameter by its name.
 pub(crate) fn gradient(model: &Model, gradients: &Gradients, name: &str) -> Vec<f32> {
-    let id = model.parameters.find(name).unwrap_or_else(|| panic!("there is no parameter {name}"));
+    let id = model
+        .parameters
+        .find(name)
+        .unwrap_or_else(|| panic!("there is no parameter {name}"));
     host(gradients.get(id).unwrap_or_else(|| panic!("{name} got no gradient")))
 }
 
 /// Every gradient by name, as bits.
 pub(crate) fn gradient_bits(model: &Model, gradients: &Gradients) -> Vec<(String, Vec<u32>)> {
     let bits = |tensor| host(tensor).into_iter().map(f32::to_bits).collect();
-    gradients.iter().map(|(id, gradient)| (model.parameters.get(id).name.clone(), bits(gradient))).collect()
+    gradients
+        .iter()
+        .map(|(id, gradient)| (model.parameters.get(id).name.clone(), bits(gradient)))
+        .collect()
 }
 
 /// The l2 norm.
@@ -120,28 +145,44 @@ pub(crate) fn norm(values: &[f32]) -> f64 {
 /// The l2 norm of a difference.
 pub(crate) fn distance(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
-    let differences: Vec<f32> = found.iter().zip(expected).map(|(found, expected)| found - expected).collect();
+    let differences: Vec<f32> = found
+        .iter()
+        .zip(expected)
+        .map(|(found, expected)| found - expected)
+        .collect();
     norm(&differences)
 }
 
 /// Compares loss and every `grad.` tensor of a golden file. `prefix` stands before a parameter's name there.
 pub(crate) fn check_loss_and_gradients(model: &Model, golden: &str, prefix: &str) -> Gradients {
-    let (file, facts) = (tensors(&format!("{golden}.safetensors")), json(&format!("{golden}.json")));
+    let (file, facts) = (
+        tensors(&format!("{golden}.safetensors")),
+        json(&format!("{golden}.json")),
+    );
     let batch = batch(model, &file);
     let (loss, gradients) = loss_and_gradients(model, &batch, false);
     let expected = facts["loss"].as_f64().unwrap();
     let tolerance = facts["tolerance"]["loss"].as_f64().unwrap();
-    assert!((loss - expected).abs() <= tolerance, "{golden}: loss {loss}, expected {expected}");
+    assert!(
+        (loss - expected).abs() <= tolerance,
+        "{golden}: loss {loss}, expected {expected}"
+    );
     let total = facts["gradient_norm"].as_f64().unwrap();
     let tolerance = facts["tolerance"]["gradient_relative"].as_f64().unwrap();
     let found = gradients.norm();
-    assert!((found / total - 1.0).abs() <= tolerance, "{golden}: gradient norm {found}, expected {total}");
+    assert!(
+        (found / total - 1.0).abs() <= tolerance,
+        "{golden}: gradient norm {found}, expected {total}"
+    );
     let prefix = format!("grad.{prefix}");
     let names: Vec<String> = file.names().filter(|name| name.starts_with("grad.")).collect();
     for name in names {
         let expected = values(&file, &name);
         let found = gradient(model, &gradients, name.strip_prefix(&prefix).unwrap());
-        let (off, limit) = (distance(&found, &expected), tolerance * norm(&expected).max(1e-3 * total));
+        let (off, limit) = (
+            distance(&found, &expected),
+            tolerance * norm(&expected).max(1e-3 * total),
+        );
         assert!(off <= limit, "{golden}: {name} is off by {off}, at most {limit}");
     }
     gradients

@@ -10,12 +10,30 @@ use crate::fixtures::{
 
 #[test]
 fn logits_hidden_states_and_loss_are_those_of_transformers() {
-    for (name, golden) in MODELS.iter().map(|name| (*name, *name)).chain([("llama_dynamic", "llama_dynamic.padded")]) {
-        let tolerance = json(&format!("models/{golden}.golden.json"))["tolerance"]["logits"].as_f64().unwrap();
+    for (name, golden) in MODELS
+        .iter()
+        .map(|name| (*name, *name))
+        .chain([("llama_dynamic", "llama_dynamic.padded")])
+    {
+        let tolerance = json(&format!("models/{golden}.golden.json"))["tolerance"]["logits"]
+            .as_f64()
+            .unwrap();
         let file = path(&format!("models/{golden}.golden.safetensors"));
         let model = model(name, false);
-        let comparisons = verify(&model, &file, Tolerance { atol: tolerance, rtol: 0.0 }).unwrap();
-        assert_eq!(comparisons.len(), model.blocks.len() + 3, "{golden}: states, logits and loss are compared");
+        let comparisons = verify(
+            &model,
+            &file,
+            Tolerance {
+                atol: tolerance,
+                rtol: 0.0,
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            comparisons.len(),
+            model.blocks.len() + 3,
+            "{golden}: states, logits and loss are compared"
+        );
         for comparison in comparisons {
             assert_eq!(comparison.beyond, 0, "{golden}: {comparison:?}");
         }
@@ -37,7 +55,11 @@ fn gradients_of_all_parameters_are_those_of_transformers() {
     for name in MODELS {
         let model = model(name, true);
         let gradients = check_loss_and_gradients(&model, &format!("models/{name}.golden"), "");
-        assert_eq!(gradients.iter().count(), model.parameters.iter().count(), "{name}: every parameter gets a gradient");
+        assert_eq!(
+            gradients.iter().count(),
+            model.parameters.iter().count(),
+            "{name}: every parameter gets a gradient"
+        );
     }
 }
 
@@ -49,7 +71,10 @@ fn recomputation_changes_no_bit_of_a_gradient() {
         let (loss, kept) = loss_and_gradients(&model, &batch, false);
         let (again, recomputed) = loss_and_gradients(&model, &batch, true);
         assert_eq!(loss.to_bits(), again.to_bits(), "{name}");
-        assert!(gradient_bits(&model, &kept) == gradient_bits(&model, &recomputed), "{name}");
+        assert!(
+            gradient_bits(&model, &kept) == gradient_bits(&model, &recomputed),
+            "{name}"
+        );
     }
 }
 
@@ -57,7 +82,11 @@ fn recomputation_changes_no_bit_of_a_gradient() {
 #[test]
 fn freezing_changes_no_gradient_of_the_rest() {
     let select = |model: &mut Model, chosen: &dyn Fn(&str) -> bool| {
-        let names: Vec<_> = model.parameters.iter().map(|(id, parameter)| (id, parameter.name.clone())).collect();
+        let names: Vec<_> = model
+            .parameters
+            .iter()
+            .map(|(id, parameter)| (id, parameter.name.clone()))
+            .collect();
         for (id, name) in names {
             model.parameters.set_trainable(id, chosen(&name));
         }
@@ -68,7 +97,9 @@ fn freezing_changes_no_gradient_of_the_rest() {
         ("the head", |name| name.contains("lm_head")),
         ("the final norm", |name| name == "model.norm.weight"),
         ("the last block", |name| name.contains("layers.1.")),
-        ("one matrix of the first block", |name| name == "model.layers.0.mlp.up_proj.weight"),
+        ("one matrix of the first block", |name| {
+            name == "model.layers.0.mlp.up_proj.weight"
+        }),
         ("all norms", |name| name.contains("norm")),
     ];
     for name in ["qwen3", "qwen2"] {
@@ -81,7 +112,10 @@ fn freezing_changes_no_gradient_of_the_rest() {
             select(&mut model, &chosen);
             for recompute in [false, true] {
                 let found: Gradients = loss_and_gradients(&model, &batch, recompute).1;
-                assert!(gradient_bits(&model, &found) == expected, "{name}: {what}, recompute {recompute}");
+                assert!(
+                    gradient_bits(&model, &found) == expected,
+                    "{name}: {what}, recompute {recompute}"
+                );
             }
         }
     }

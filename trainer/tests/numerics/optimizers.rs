@@ -29,7 +29,13 @@ fn adamw_steps_as_in_pytorch() {
                 let start = values(&file, &format!("start.{part}"));
                 let shape = vec![start.len()];
                 let value = tensor(start, &device, DType::F32);
-                parameters.add(Parameter { name: (*part).into(), shape, value, trainable: true, adapter: false })
+                parameters.add(Parameter {
+                    name: (*part).into(),
+                    shape,
+                    value,
+                    trainable: true,
+                    adapter: false,
+                })
             })
             .collect();
         let mut optimizer = AdamW {
@@ -52,7 +58,10 @@ fn adamw_steps_as_in_pytorch() {
             }
             let norm = gradients.norm();
             let expected = facts["grad_norm"][name][step as usize].as_f64().unwrap();
-            assert!((norm / expected - 1.0).abs() < 1e-6, "{name}, step {step}: norm {norm}, expected {expected}");
+            assert!(
+                (norm / expected - 1.0).abs() < 1e-6,
+                "{name}, step {step}: norm {norm}, expected {expected}"
+            );
             if let Some(max) = case["max_grad_norm"].as_f64() {
                 gradients.clip(norm, max);
             }
@@ -62,7 +71,10 @@ fn adamw_steps_as_in_pytorch() {
                 let expected = row(&format!("{name}.{part}"), found.len());
                 for (found, expected) in found.iter().zip(expected) {
                     let off = f64::from((found - expected).abs());
-                    assert!(off <= tolerance, "{name}, step {step}, {part}: {found}, expected {expected}");
+                    assert!(
+                        off <= tolerance,
+                        "{name}, step {step}, {part}: {found}, expected {expected}"
+                    );
                 }
             }
         }
@@ -118,10 +130,19 @@ fn schedules_are_those_of_transformers() {
     for case in facts["schedules"].as_array().unwrap() {
         let Some(schedule) = schedule(case) else { continue };
         compared += 1;
-        let (base, total) = (case["learning_rate"].as_f64().unwrap(), case["total_steps"].as_u64().unwrap());
+        let (base, total) = (
+            case["learning_rate"].as_f64().unwrap(),
+            case["total_steps"].as_u64().unwrap(),
+        );
         for (step, expected) in case["rates"].as_array().unwrap().iter().enumerate() {
-            let (found, expected) = (learning_rate(&schedule, base, step as u64, total), expected.as_f64().unwrap());
-            assert!((found - expected).abs() <= tolerance * base, "step {step}: {found}, expected {expected}: {schedule:?}");
+            let (found, expected) = (
+                learning_rate(&schedule, base, step as u64, total),
+                expected.as_f64().unwrap(),
+            );
+            assert!(
+                (found - expected).abs() <= tolerance * base,
+                "step {step}: {found}, expected {expected}: {schedule:?}"
+            );
         }
     }
     assert!(compared > 30);
