@@ -111,7 +111,7 @@ fn an_adapter_that_is_read_again_is_the_one_that_was_trained() {
             "head",
             &[
                 "adapter.kind=lora",
-                "adapter.modules_to_save=[\"lm_head\"]",
+                "adapter.modules_to_save=[\"lm_head\", \"norm\"]",
                 "adapter.targets=[\"q_proj\", \"down_proj\"]",
             ],
         ),

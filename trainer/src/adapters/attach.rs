@@ -103,14 +103,17 @@ fn current_row_norm(linear: &Linear, lora: &Lora, parameters: &Parameters) -> bu
     row_norm(matrix(linear.weight), matrix(lora.a), matrix(lora.b), lora.scale)
 }
 
+/// Whether a parameter belongs to a module of PEFT's `modules_to_save`: one whose path ends in the name, be it in the middle
+/// of a word, so that `norm` means `model.layers.0.input_layernorm` too.
+pub fn belongs_to(parameter: &str, module: &str) -> bool {
+    let paths = parameter.match_indices('.').map(|(end, _)| &parameter[..end]);
+    paths.into_iter().any(|path| path.ends_with(module))
+}
+
 /// The parameters of modules that PEFT's `modules_to_save` names.
 fn saved_modules(model: &Model, modules: &[String]) -> Result<Vec<ParameterId>, TrainError> {
     let mut all = Vec::new();
     for module in modules {
-        let matches = |name: &str| {
-            let path = name.rsplit_once('.').map_or(name, |(path, _)| path);
-            path == module || path.ends_with(&format!(".{module}"))
-        };
         if model.config.tie_word_embeddings
             && ["lm_head", "embed_tokens", "model.embed_tokens"].contains(&module.as_str())
         {
@@ -121,7 +124,7 @@ fn saved_modules(model: &Model, modules: &[String]) -> Result<Vec<ParameterId>, 
         }
         let parameters = model.parameters.iter().filter(|(_, parameter)| !parameter.adapter);
         let found: Vec<ParameterId> = parameters
-            .filter(|(_, parameter)| matches(&parameter.name))
+            .filter(|(_, parameter)| belongs_to(&parameter.name, module))
             .map(|(id, _)| id)
             .collect();
         if found.is_empty() {

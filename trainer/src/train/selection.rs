@@ -2,6 +2,7 @@
 
 use interlingua_recipes::{AdapterKind, Recipe, Selector};
 
+use crate::adapters::attach::belongs_to;
 use crate::error::TrainError;
 use crate::models::Model;
 use crate::parameters::ParameterId;
@@ -44,10 +45,7 @@ impl Selection {
     }
 
     fn is_saved_module(&self, name: &str) -> bool {
-        let path = name.rsplit_once('.').map_or(name, |(path, _)| path);
-        self.modules_to_save
-            .iter()
-            .any(|module| path == module || path.ends_with(&format!(".{module}")))
+        self.modules_to_save.iter().any(|module| belongs_to(name, module))
     }
 
     /// Whether weights of the model itself are trained, so that a `model/` folder is to be written.
