@@ -329,11 +329,17 @@ fn json_of(config: &AdapterConfig, tensors: &[(String, HostTensor)]) -> Value {
 /// Whether a tensor of an adapter is one that can be put on a model.
 fn is_known(config: &AdapterConfig, name: &str) -> bool {
     let is_part = |part: &str| name.ends_with(part);
-    let saved = |module: &String| format!(".{name}").contains(&format!(".{module}."));
     is_part(".lora_A.weight")
         || is_part(".lora_B.weight")
         || (config.use_dora && is_part(".lora_magnitude_vector"))
-        || config.modules_to_save.iter().any(saved)
+        || config.modules_to_save.iter().any(|module| belongs_to(name, module))
+}
+
+/// Whether a parameter belongs to a module of `modules_to_save`. PEFT takes every module whose path ends in the name, be it in
+/// the middle of a word, so that `norm` means `model.layers.0.input_layernorm` too.
+pub fn belongs_to(parameter: &str, module: &str) -> bool {
+    let mut ends = parameter.match_indices('.').map(|(end, _)| end);
+    ends.any(|end| parameter[..end].ends_with(module))
 }
 
 /// A name in a file without the prefix, the adapter's name `default` and what older versions of PEFT wrote.
@@ -467,6 +473,15 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("`q_proj(` is no regular expression"), "{error}");
+    }
+
+    #[test]
+    fn saved_modules_are_those_of_peft() {
+        let norm = "model.layers.0.input_layernorm.weight";
+        assert!(belongs_to(norm, "norm") && belongs_to(norm, "input_layernorm") && belongs_to(norm, "layers.0"));
+        let up = "model.layers.0.mlp.up_proj.weight";
+        assert!(belongs_to(up, "mlp") && belongs_to(up, "mlp.up_proj") && belongs_to("lm_head.weight", "lm_head"));
+        assert!(!belongs_to(up, "weight") && !belongs_to(up, "norm"));
     }
 
     #[test]

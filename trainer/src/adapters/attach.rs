@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 use interlingua_checkpoints::dtype::{Dtype, HostTensor};
-use interlingua_checkpoints::peft::{AdapterConfig, AdapterFolder};
+use interlingua_checkpoints::peft::{AdapterConfig, AdapterFolder, belongs_to};
 use interlingua_recipes::{Adapter as AdapterRecipe, AdapterKind, Selector};
 
 use super::Adapter;
@@ -101,13 +101,6 @@ fn current_row_norm(linear: &Linear, lora: &Lora, parameters: &Parameters) -> bu
             .reshape([parameter.shape[0], parameter.shape[1]])
     };
     row_norm(matrix(linear.weight), matrix(lora.a), matrix(lora.b), lora.scale)
-}
-
-/// Whether a parameter belongs to a module of PEFT's `modules_to_save`: one whose path ends in the name, be it in the middle
-/// of a word, so that `norm` means `model.layers.0.input_layernorm` too.
-pub fn belongs_to(parameter: &str, module: &str) -> bool {
-    let paths = parameter.match_indices('.').map(|(end, _)| &parameter[..end]);
-    paths.into_iter().any(|path| path.ends_with(module))
 }
 
 /// The parameters of modules that PEFT's `modules_to_save` names.

@@ -12,7 +12,7 @@ use crate::ops::seed::backward_from;
 /// What a block of the forward pass leaves for the backward pass.
 enum Kept<'a> {
     /// Its input; the graph is made again from it.
-    Input(Tensor<2>),
+    Input(Box<Tensor<2>>),
     /// Its graph.
     Graph(Box<Part<'a>>),
 }
@@ -86,7 +86,7 @@ pub fn forward_backward(
             kept.push(Kept::Graph(Box::new(part)));
         } else {
             if index >= lowest {
-                kept.push(Kept::Input(x.clone()));
+                kept.push(Kept::Input(Box::new(x.clone())));
             }
             x = block.forward(x, inputs, &new_pass(false), None);
         }
@@ -103,7 +103,7 @@ pub fn forward_backward(
         let Some(above) = gradient else { return log_probs };
         let part = match kept {
             Kept::Graph(part) => *part,
-            Kept::Input(x) => build(x, index),
+            Kept::Input(x) => build(*x, index),
         };
         gradient = part.backward(above, gradients);
     }

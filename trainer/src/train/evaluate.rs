@@ -127,8 +127,12 @@ pub fn improves(metric: Metric, value: f64, best: Option<f64>) -> bool {
 
 type ByLanguage = BTreeMap<String, BTreeMap<String, f64>>;
 
-/// A row, with mean and gap over languages for every metric that all of them have.
-fn row(task: &str, by_language: ByLanguage, examples: Vec<Example>, step: u64, time: f64) -> EvalRow {
+/// A row, with mean and gap over languages for every metric. Values that are not finite, which JSON cannot say, are left
+/// out.
+fn row(task: &str, mut by_language: ByLanguage, examples: Vec<Example>, step: u64, time: f64) -> EvalRow {
+    by_language
+        .values_mut()
+        .for_each(|metrics| metrics.retain(|_, value| value.is_finite()));
     let mut values = BTreeMap::<String, Vec<f64>>::new();
     for metrics in by_language.values() {
         metrics

@@ -1,8 +1,8 @@
 //! Which parameters are trained: `train.parameters`, and `train.freeze` over the run.
 
+use interlingua_checkpoints::peft::belongs_to;
 use interlingua_recipes::{AdapterKind, Recipe, Selector};
 
-use crate::adapters::attach::belongs_to;
 use crate::error::TrainError;
 use crate::models::Model;
 use crate::parameters::ParameterId;
