@@ -19,7 +19,7 @@ use crate::{output, style, table};
 const LONGEST: usize = 400;
 
 /// Checks a recipe as far as that goes without training: keys, files, model, chat template, masks. Shows a few samples with the
-/// supervised tokens marked, in colour on a terminal and in [brackets] elsewhere, and a table per language.
+/// supervised tokens marked, in colour on a terminal and in square brackets elsewhere, and a table per language.
 #[derive(Args)]
 #[command(after_help = "Example: interlingua validate recipes/quickstart.toml --samples 5")]
 pub(crate) struct Arguments {
