@@ -11,7 +11,7 @@ pub mod summary;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use interlingua_data::prepare::Progress;
 use interlingua_recipes::Recipe;
@@ -29,17 +29,17 @@ pub struct TrainOptions {
 
 /// Set from outside to end a run after the step it is in.
 #[derive(Clone, Debug, Default)]
-pub struct StopFlag(Arc<AtomicU8>);
+pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
     /// Asks the run to finish its step, save and leave.
     pub fn stop(&self) {
-        self.0.store(1, Ordering::SeqCst);
+        self.0.store(true, Ordering::SeqCst);
     }
 
     /// Whether it was asked to.
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::SeqCst) != 0
+        self.0.load(Ordering::SeqCst)
     }
 }
 

@@ -9,6 +9,7 @@ use interlingua_data::batch::MicroBatch;
 use interlingua_data::cache;
 use interlingua_data::order::{Order, OrderSettings};
 use interlingua_data::prepare::{Prepared, prepare};
+use interlingua_data::report::Report;
 use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::{Length, Recipe, Recompute};
 
@@ -67,6 +68,9 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         &cache::default_folder(),
         &mut progress,
     )?;
+    notes_on(&data.report)
+        .into_iter()
+        .for_each(|note| observe(Event::Note(note)));
     let (order, total_steps) = order(recipe, &data)?;
     if let (Some((step, _)), Some(summary)) = (&latest, Summary::read(&recipe.output))
         && summary.finished
@@ -123,6 +127,24 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         start: Instant::now(),
     };
     run.go(&evaluator, stop, observe).map_err(TrainError::while_running)
+}
+
+/// What a person should know about the data before it is trained on: rows that were skipped or dropped, and why.
+fn notes_on(report: &Report) -> Vec<String> {
+    let skipped = report.sources.iter().flat_map(|source| {
+        let name = &source.name;
+        source.skipped.values().map(move |skipped| {
+            format!(
+                "source `{name}`: {} bad rows were skipped; the first one: {}",
+                skipped.rows, skipped.first
+            )
+        })
+    });
+    let dropped = report
+        .dropped()
+        .into_iter()
+        .map(|((language, reason), rows)| format!("{language}: {rows} rows were dropped: {reason}"));
+    report.notes.iter().cloned().chain(skipped).chain(dropped).collect()
 }
 
 /// The recipe that the output folder was made with; an error when it is another one.
