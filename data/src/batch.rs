@@ -1,5 +1,7 @@
 //! What one forward and backward pass reads: sequences laid end to end, without padding.
 
+use crate::dataset::Dataset;
+
 /// The label of a token that the loss leaves out.
 pub const UNSUPERVISED: i32 = -100;
 
@@ -32,11 +34,13 @@ pub struct Sequence {
     /// Index of the sample in its [`crate::dataset::Dataset`]; keys dropout and names the sample in messages
     /// (see [`crate::dataset::Dataset::describe`]).
     pub sample: u64,
+    /// Which of the sample's sequences it is: 0 but for answers and options (see [`crate::dataset::Dataset::parts`]).
+    pub part: u16,
 }
 
 impl MicroBatch {
     /// Lays one more sequence at the end. `input_ids` and `labels` are of equal length.
-    pub fn push(&mut self, input_ids: &[u32], labels: &[i32], language: u16, sample: u64) {
+    pub fn push(&mut self, input_ids: &[u32], labels: &[i32], language: u16, sample: u64, part: u16) {
         let start = self.input_ids.len();
         self.input_ids.extend_from_slice(input_ids);
         self.labels.extend_from_slice(labels);
@@ -46,7 +50,17 @@ impl MicroBatch {
             length: input_ids.len(),
             language,
             sample,
+            part,
         });
+    }
+
+    /// Lays all sequences of a sample of a dataset at the end.
+    pub fn push_sample(&mut self, dataset: &Dataset, sample: usize) {
+        let (input_ids, labels) = dataset.tokens(sample);
+        for (part, range) in (0..).zip(dataset.parts(sample)) {
+            let (input_ids, labels) = (&input_ids[range.clone()], &labels[range]);
+            self.push(input_ids, labels, dataset.language(sample), sample as u64, part);
+        }
     }
 
     /// Number of tokens.
@@ -82,8 +96,8 @@ mod tests {
     #[test]
     fn positions_restart_and_first_labels_do_not_count() {
         let mut batch = MicroBatch::default();
-        batch.push(&[5, 6, 7], &[5, -100, 7], 0, 3);
-        batch.push(&[8, 9], &[8, 9], 1, 4);
+        batch.push(&[5, 6, 7], &[5, -100, 7], 0, 3, 0);
+        batch.push(&[8, 9], &[8, 9], 1, 4, 0);
         assert_eq!(batch.position_ids, [0, 1, 2, 0, 1]);
         assert_eq!(
             batch.sequences[1],
@@ -91,7 +105,8 @@ mod tests {
                 start: 3,
                 length: 2,
                 language: 1,
-                sample: 4
+                sample: 4,
+                part: 0
             }
         );
         assert_eq!(batch.tokens(), 5);

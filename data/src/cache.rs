@@ -13,7 +13,7 @@ use crate::tokenize::SampleTokenizer;
 use crate::tokenized_file::{Info, TokenizedFile, TokenizedSample, Writer};
 
 /// Raised whenever the code gives other tokens for the same rows, so that older files are not read any more.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The folder of the cache: `$INTERLINGUA_CACHE`, else `$XDG_CACHE_HOME/interlingua`, else `~/.cache/interlingua`; without a home,
 /// a folder in the system's folder for temporary files.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::tokenized_file::{Info, Record, TokenizedFile, Writer};
+use crate::tokenized_file::{Info, Record, TokenizedFile, Writer, ranges};
 
 pub use crate::tokenized_file::TokenizedSample;
 
@@ -104,6 +104,19 @@ impl Dataset {
     pub fn tokens(&self, sample: usize) -> (&[u32], &[i32]) {
         let (part, index) = self.samples[sample];
         self.parts[part as usize].file.tokens(index as usize)
+    }
+
+    /// The tokens of each part of a sample: one range unless it holds several sequences (answers, options).
+    pub fn parts(&self, sample: usize) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        let (part, index) = self.samples[sample];
+        let (parts, _) = self.parts[part as usize].file.parts_and_marks(index as usize);
+        ranges(parts, self.length(sample))
+    }
+
+    /// What else a loss reads of a sample (see [`TokenizedSample::marks`]).
+    pub fn marks(&self, sample: usize) -> &[u32] {
+        let (part, index) = self.samples[sample];
+        self.parts[part as usize].file.parts_and_marks(index as usize).1
     }
 
     /// Number of tokens of a sample.

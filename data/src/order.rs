@@ -172,8 +172,7 @@ impl Order {
         for row in self.rows(step, micro, rank, world) {
             batch.rows += 1;
             for sample in row {
-                let (input_ids, labels) = dataset.tokens(sample as usize);
-                batch.push(input_ids, labels, dataset.language(sample as usize), u64::from(sample));
+                batch.push_sample(dataset, sample as usize);
             }
         }
         batch

@@ -1,6 +1,6 @@
 //! From a recipe's sources to tokenised samples for training and for evaluation.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use interlingua_recipes::{BadRow as OnBadRow, Format, Recipe, Source};
@@ -29,6 +29,8 @@ pub struct Prepared {
     pub train: Dataset,
     /// What is kept for evaluation; none without `holdout`.
     pub heldout: Option<Dataset>,
+    /// The sources that only a loss or a probe reads, by name.
+    pub auxiliary: BTreeMap<String, Dataset>,
     /// What was read, kept and dropped.
     pub report: Report,
 }
@@ -98,6 +100,7 @@ pub fn prepare(
         return Ok(Prepared {
             train: all,
             heldout: None,
+            auxiliary: BTreeMap::new(),
             report,
         });
     }
@@ -113,6 +116,7 @@ pub fn prepare(
     Ok(Prepared {
         train,
         heldout: (!heldout.is_empty()).then_some(heldout),
+        auxiliary: BTreeMap::new(),
         report,
     })
 }
@@ -264,6 +268,8 @@ impl Pass {
             entry.push(&TokenizedSample {
                 input_ids,
                 labels,
+                parts: Vec::new(),
+                marks: Vec::new(),
                 language: language as u32,
                 group,
                 file,

@@ -1,6 +1,7 @@
 //! The file that keeps tokenised samples: written once from front to back, then memory-mapped.
 //!
-//! Layout, little-endian: magic · for each sample its ids (u32) then its labels (i32) · padding to 8 bytes · one
+//! Layout, little-endian: magic · for each sample its ids (u32), labels (i32), lengths of parts (u32) and marks (u32) ·
+//! padding to 8 bytes · one
 //! [`Record`] per sample · the samples' ids as text · [`Info`] as JSON · [`Trailer`]. The trailer holds a BLAKE3
 //! hash of everything before it, so that a torn or damaged file is recognised.
 
@@ -13,15 +14,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::supervised_tokens;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"ILTOKEN1");
+const MAGIC: u64 = u64::from_le_bytes(*b"ILTOKEN2");
 
 /// One tokenised sample on its way into a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TokenizedSample {
-    /// Token ids.
+    /// Token ids, those of all parts end to end.
     pub input_ids: Vec<u32>,
     /// One label per token, not shifted, [`crate::batch::UNSUPERVISED`] where the loss leaves the token out.
     pub labels: Vec<i32>,
+    /// Length of each part, where the sample has several sequences: the chosen and the rejected answer, or one sequence for
+    /// each option. Empty: one sequence.
+    pub parts: Vec<u32>,
+    /// What else a loss reads of the sample: 1 or 0 for a desirable or undesirable one, the index of the right option, the
+    /// first token and the one after the last of each aligned word.
+    pub marks: Vec<u32>,
     /// Index into the list of languages of its file.
     pub language: u32,
     /// Equal for samples that are translations of one another.
@@ -51,7 +58,7 @@ pub(crate) struct Info {
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Record {
-    /// Byte offset of the sample's ids; its labels follow them.
+    /// Byte offset of the sample's ids; its labels, lengths of parts and marks follow them.
     offset: u64,
     pub(crate) group: u64,
     pub(crate) line: u64,
@@ -61,6 +68,8 @@ pub(crate) struct Record {
     pub(crate) supervised: u32,
     pub(crate) language: u32,
     pub(crate) file: u32,
+    parts: u32,
+    marks: u32,
 }
 
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -73,6 +82,17 @@ struct Trailer {
     info_end: u64,
     checksum: [u8; 32],
     magic: u64,
+}
+
+/// The tokens of each part of a sample of so many tokens.
+pub(crate) fn ranges(parts: &[u32], length: usize) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+    let whole = parts.is_empty().then_some(length);
+    let lengths = parts.iter().map(|&part| part as usize).chain(whole);
+    lengths.scan(0, |start, length| {
+        let range = *start..*start + length;
+        *start = range.end;
+        Some(range)
+    })
 }
 
 /// Writes a file of tokenised samples, one sample at a time.
@@ -112,12 +132,18 @@ impl<W: Write> Writer<W> {
             line: sample.line,
             id_end: self.ids.len() as u64,
             length: sample.input_ids.len() as u32,
-            supervised: supervised_tokens(&sample.labels) as u32,
+            supervised: ranges(&sample.parts, sample.input_ids.len())
+                .map(|range| supervised_tokens(&sample.labels[range]) as u32)
+                .sum(),
             language: sample.language,
             file: sample.file,
+            parts: sample.parts.len() as u32,
+            marks: sample.marks.len() as u32,
         });
         self.write(bytemuck::cast_slice(&sample.input_ids))?;
-        self.write(bytemuck::cast_slice(&sample.labels))
+        self.write(bytemuck::cast_slice(&sample.labels))?;
+        self.write(bytemuck::cast_slice(&sample.parts))?;
+        self.write(bytemuck::cast_slice(&sample.marks))
     }
 
     /// Writes index and trailer; gives back what was written into, flushed.
@@ -204,6 +230,18 @@ impl TokenizedFile {
         (
             bytemuck::cast_slice(&self.map[start..start + bytes]),
             bytemuck::cast_slice(&self.map[start + bytes..start + 2 * bytes]),
+        )
+    }
+
+    /// Lengths of the sample's parts, empty when it is one sequence, and its marks.
+    pub(crate) fn parts_and_marks(&self, sample: usize) -> (&[u32], &[u32]) {
+        let record = &self.records()[sample];
+        let start = record.offset as usize + 8 * record.length as usize;
+        let middle = start + 4 * record.parts as usize;
+        let end = middle + 4 * record.marks as usize;
+        (
+            bytemuck::cast_slice(&self.map[start..middle]),
+            bytemuck::cast_slice(&self.map[middle..end]),
         )
     }
 

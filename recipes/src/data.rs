@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::mix::Mix;
+use crate::parallel::Parallel;
 use crate::source::Source;
 
 /// What is learnt from, and how it becomes batches.
@@ -31,6 +33,12 @@ pub struct Data {
     pub holdout: f64,
     /// The files to learn from.
     pub sources: Vec<Source>,
+    /// The share of each language, or source.
+    pub mix: Mix,
+    /// Batches of groups of equivalent samples, in place of single rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Parallel")]
+    pub parallel: Option<Parallel>,
 }
 
 impl Default for Data {
@@ -45,6 +53,8 @@ impl Default for Data {
             on_bad_row: BadRow::Fail,
             holdout: 0.0,
             sources: Vec::new(),
+            mix: Mix::default(),
+            parallel: None,
         }
     }
 }

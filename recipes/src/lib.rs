@@ -8,17 +8,22 @@
 //! recipes that come with the binary.
 
 mod adapter;
+mod auxiliary;
 mod data;
 mod document;
 mod error;
 mod eval;
 mod keys;
 mod later;
+mod layer;
+mod mix;
 mod model;
 mod objective;
 mod optimizer;
+mod parallel;
 mod paths;
 mod recipe;
+mod reference;
 mod resume;
 mod rules;
 mod schedule;
@@ -31,13 +36,18 @@ mod train;
 mod values;
 
 pub use adapter::{Adapter, AdapterKind, Targets};
+pub use auxiliary::{Auxiliary, AuxiliaryKind, Detach, Direction, EveryUnit, Pool, Scope};
 pub use data::{BadRow, Data, TrainOn, Truncate};
 pub use error::{Place, Problem, RecipeError};
 pub use eval::{Eval, Task, TaskKind};
+pub use layer::Layer;
+pub use mix::{Mix, MixBy, MixPhase, MixUnit};
 pub use model::{Device, Dtype, Init, Model};
-pub use objective::{Objective, ObjectiveKind};
+pub use objective::{Nll, Objective, ObjectiveKind};
 pub use optimizer::{Optimizer, OptimizerKind};
+pub use parallel::{Arrangement, Missing, Parallel};
 pub use recipe::Recipe;
+pub use reference::{Reference, ReferenceAdapter};
 pub use schedule::{DecayType, Schedule, ScheduleKind};
 pub use schema::json_schema;
 pub use selector::Selector;

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use path_clean::PathClean;
 use toml::{Table, Value};
 
+use crate::reference::{INITIAL, OFF};
+
 /// The folder that a recipe's relative paths start from: absolute, with links resolved.
 pub(crate) fn folder_of(file: &Path) -> PathBuf {
     let parent = file
@@ -22,6 +24,14 @@ pub(crate) fn resolve(table: &mut Table, folder: &Path) {
     change(table, &["output"], |path| place(folder, path));
     change(table, &["model", "path"], |path| model(folder, path));
     change(table, &["adapter", "init_from"], |path| place(folder, path));
+    change(table, &["reference", "model"], |path| model(folder, path));
+    change(table, &["reference", "adapter"], |path| {
+        if [OFF, INITIAL].contains(&path) {
+            path.to_owned()
+        } else {
+            place(folder, path)
+        }
+    });
     change(table, &["data", "template"], |path| {
         if path.ends_with(".jinja") {
             place(folder, path)

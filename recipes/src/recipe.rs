@@ -15,6 +15,7 @@ use crate::eval::Eval;
 use crate::model::Model;
 use crate::objective::Objective;
 use crate::optimizer::Optimizer;
+use crate::reference::Reference;
 use crate::schedule::Schedule;
 use crate::stage::{self, Stage};
 use crate::train::{Memory, Train};
@@ -42,6 +43,10 @@ pub struct Recipe {
     /// What is minimised.
     #[serde(default)]
     pub objective: Objective,
+    /// The frozen model that preference objectives compare with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Reference")]
+    pub reference: Option<Reference>,
     /// How gradients change weights.
     #[serde(default)]
     pub optimizer: Optimizer,
@@ -195,6 +200,11 @@ impl Recipe {
         if !has_length {
             recipe.train.epochs = Some(1.0);
         }
+        let unread = rules::unread_numbers(&recipe);
+        if let Some(finding) = unread {
+            return Err(finding);
+        }
+        recipe.objective.fill_in();
         for source in &mut recipe.data.sources {
             default_name(&mut source.name, &source.path);
         }

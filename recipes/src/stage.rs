@@ -110,6 +110,10 @@ fn lay_over(below: &mut Table, above: &Table) {
                 if key == "adapter" && below.get("kind").and_then(Value::as_str) == Some("none") {
                     below.remove("kind");
                 }
+                // The numbers of one objective are not those of another.
+                if key == "objective" && above.contains_key("kind") {
+                    below.retain(|key, _| key == "weight" || key == "auxiliary");
+                }
                 lay_over(below, above);
             }
             _ => drop(below.insert(key.clone(), value.clone())),

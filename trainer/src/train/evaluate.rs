@@ -349,7 +349,7 @@ fn batches<'a>(sequences: impl Iterator<Item = ((&'a [u32], &'a [i32]), u16)>) -
         if open.tokens() + ids.len() > BATCH_TOKENS && open.tokens() > 0 {
             batches.push(std::mem::take(&mut open));
         }
-        open.push(ids, labels, language, index as u64);
+        open.push(ids, labels, language, index as u64, 0);
     }
     if open.tokens() > 0 {
         batches.push(open);

@@ -1,5 +1,8 @@
 //! What a recipe must hold beyond what a schema can say.
 
+mod mixture;
+mod objective;
+
 use std::path::Path;
 
 use oxilangtag::LanguageTag;
@@ -13,6 +16,8 @@ use crate::selector::Selector;
 use crate::source::Format;
 use crate::train::{Metric, Parameters};
 
+pub(crate) use objective::unread_numbers;
+
 /// Everything that is wrong with a recipe of one stage whose keys and values have passed the schema.
 pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -22,6 +27,8 @@ pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     tasks(recipe, &mut findings);
     early_stop(recipe, &mut findings);
     patterns(recipe, &mut findings);
+    mixture::check(recipe, &mut findings);
+    objective::check(recipe, &mut findings);
     findings
 }
 

@@ -1,0 +1,164 @@
+//! What `[objective]`, `[[objective.auxiliary]]` and `[reference]` must hold beyond what a schema can say.
+
+use crate::auxiliary::{Auxiliary, AuxiliaryKind, EveryUnit, Scope};
+use crate::error::Finding;
+use crate::objective::ObjectiveKind;
+use crate::parallel::{Arrangement, Missing};
+use crate::recipe::Recipe;
+
+/// The first number that the chosen objective, or auxiliary loss, does not read.
+pub(crate) fn unread_numbers(recipe: &Recipe) -> Option<Finding> {
+    let objective = &recipe.objective;
+    let kind = objective.kind;
+    let unread = |key: &str, name: &str, numbers: &[&str]| {
+        let advice = if numbers.is_empty() {
+            "It reads none.".to_owned()
+        } else {
+            format!("It reads {}.", numbers.join(", "))
+        };
+        Finding::at(key, &format!("is not read by {name:?}. Leave it out. {advice}"))
+    };
+    if let Some(key) = objective
+        .set_numbers()
+        .into_iter()
+        .find(|key| !kind.numbers().contains(key))
+    {
+        return Some(unread(&format!("objective.{key}"), kind.name(), kind.numbers()));
+    }
+    objective.auxiliary.iter().enumerate().find_map(|(index, auxiliary)| {
+        let numbers = auxiliary.kind.numbers();
+        let key = auxiliary.set_numbers().into_iter().find(|key| !numbers.contains(key))?;
+        let path = format!("objective.auxiliary.{index}.{key}");
+        Some(unread(&path, auxiliary.kind.name(), numbers))
+    })
+}
+
+pub(super) fn check(recipe: &Recipe, findings: &mut Vec<Finding>) {
+    let objective = &recipe.objective;
+    if objective.kind == ObjectiveKind::None && objective.auxiliary.is_empty() {
+        let message = "is \"none\", and there is no auxiliary loss, so nothing would be learnt. Add \
+                       [[objective.auxiliary]], or choose an objective.";
+        findings.push(Finding::at("objective.kind", message));
+    }
+    if recipe.reference.is_some() && !objective.kind.needs_reference() {
+        let message = format!(
+            "is read by dpo, robust, hinge, ipo and kto, but the objective is {:?}. Leave [reference] out.",
+            objective.kind.name()
+        );
+        findings.push(Finding::at("reference", &message));
+    }
+    for (index, auxiliary) in objective.auxiliary.iter().enumerate() {
+        one_auxiliary(recipe, &format!("objective.auxiliary.{index}"), auxiliary, findings);
+    }
+    let replacing = objective.auxiliary.iter().filter(|auxiliary| auxiliary.every > 0);
+    if replacing.clone().any(|auxiliary| auxiliary.every == 1) && objective.kind != ObjectiveKind::None {
+        let message = "is 1, so the main loss would never be computed. Write 0 to add the loss at each step, 2 or more \
+                       to alternate, or objective.kind = \"none\".";
+        let index = objective.auxiliary.iter().position(|auxiliary| auxiliary.every == 1);
+        let index = index.unwrap_or_default();
+        findings.push(Finding::at(&format!("objective.auxiliary.{index}.every"), message));
+    }
+}
+
+fn one_auxiliary(recipe: &Recipe, key: &str, auxiliary: &Auxiliary, findings: &mut Vec<Finding>) {
+    let mut report = |below: &str, message: &str| findings.push(Finding::at(&format!("{key}.{below}"), message));
+    let name = auxiliary.kind.name();
+    let known: Vec<&str> = recipe.data.sources.iter().map(|source| source.name.as_str()).collect();
+    for (field, source) in [("source", &auxiliary.source), ("probe", &auxiliary.probe)] {
+        if let Some(source) = source
+            && !known.contains(&source.as_str())
+        {
+            let message = format!(
+                "is {source:?}, which is no source. The sources are {}.",
+                known.join(", ")
+            );
+            report(field, &message);
+        }
+    }
+    if auxiliary.source.is_none() && (auxiliary.batch_size.is_some() || auxiliary.max_length.is_some()) {
+        report(
+            "source",
+            "is missing: batch_size and max_length are those of a source. Name it, or leave them out.",
+        );
+    }
+    let needs_source = matches!(auxiliary.kind, AuxiliaryKind::Lens | AuxiliaryKind::WordAlignment);
+    if needs_source && auxiliary.source.is_none() {
+        report(
+            "source",
+            &format!("is missing. {name:?} reads a source of its own: name it, with use = \"auxiliary\"."),
+        );
+    }
+    let per_micro_step = auxiliary.every > 0 && auxiliary.unit == EveryUnit::MicroStep;
+    if per_micro_step && recipe.data.parallel.is_some() {
+        let message = "is \"micro-step\", but with [data.parallel] groups stay whole within a step. Write \"step\".";
+        report("unit", message);
+    }
+    if auxiliary.every > 0 && auxiliary.source.is_none() {
+        report(
+            "every",
+            "needs a source: on such units the main data stands still. Name one, or write every = 0.",
+        );
+    }
+    if per_micro_step && !(recipe.train.gradient_accumulation as u64).is_multiple_of(auxiliary.every) {
+        let message = format!(
+            "is {}, but a step has {} micro-steps, so steps would differ in what they hold. Make \
+             train.gradient_accumulation a multiple of it.",
+            auxiliary.every, recipe.train.gradient_accumulation
+        );
+        report("every", &message);
+    }
+    let compares = auxiliary.kind == AuxiliaryKind::MiddleLayer;
+    let pairs = auxiliary.batch_size.unwrap_or(recipe.train.batch_size);
+    if compares && auxiliary.source.is_some() && auxiliary.scope == Scope::MicroStep && pairs < 2 {
+        let message = "has one pair, and a loss that tells a translation from the others needs two or more. Raise it, or \
+                       write scope = \"step\".";
+        report("batch_size", message);
+    }
+    if auxiliary.source.is_none() && !needs_source {
+        on_the_batch(recipe, auxiliary, &mut report);
+    }
+}
+
+/// A loss on the batch itself reads whole groups with their anchor.
+fn on_the_batch(recipe: &Recipe, auxiliary: &Auxiliary, report: &mut impl FnMut(&str, &str)) {
+    let Some(parallel) = &recipe.data.parallel else {
+        let message = "ties translations in the batch together, but batches hold single rows. Add [data.parallel], or \
+                       name a source.";
+        return report("kind", message);
+    };
+    if parallel.arrangement != Arrangement::Groups {
+        report(
+            "kind",
+            "needs whole groups. Write data.parallel.arrangement = \"groups\".",
+        );
+    }
+    if auxiliary.kind == AuxiliaryKind::MiddleLayer && parallel.groups_per_batch < 2 {
+        let message =
+            "needs two groups or more to tell a translation from the others. Raise data.parallel.groups_per_batch.";
+        report("kind", message);
+    }
+    let languages = match (parallel.languages_per_group, parallel.languages.len()) {
+        (0, languages) => languages,
+        (some, _) => some,
+    };
+    let batch_size = recipe.train.batch_size;
+    let whole = languages > 0 && parallel.missing == Missing::Skip && batch_size.is_multiple_of(languages);
+    let enough = auxiliary.kind != AuxiliaryKind::MiddleLayer || batch_size >= 2 * languages;
+    if auxiliary.scope == Scope::MicroStep && !(whole && enough) {
+        let message = format!(
+            "is \"micro-step\", and micro-batches of {batch_size} rows do not hold {} of {} languages. Make \
+             train.batch_size a multiple of the languages of a group, or write scope = \"step\".",
+            if auxiliary.kind == AuxiliaryKind::MiddleLayer {
+                "two or more whole groups"
+            } else {
+                "whole groups"
+            },
+            if languages == 0 {
+                "all".to_owned()
+            } else {
+                languages.to_string()
+            }
+        );
+        report("scope", &message);
+    }
+}
