@@ -7,7 +7,7 @@ pub const UNSUPERVISED: i32 = -100;
 
 /// One micro-batch, without padding: sequences laid end to end.
 ///
-/// A micro-batch of the last step of a run can have no sequence at all (see [`crate::order::Order::ending_after`]).
+/// A micro-batch of the last step of a run can have no sequence at all (see [`crate::order::Order::for_recipe`]).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MicroBatch {
     /// Token ids, `[tokens]`.

@@ -213,6 +213,76 @@ pub enum DataError {
         /// Rows that they make.
         rows: u64,
     },
+    /// A share of what is not there.
+    #[error(
+        "{key} asks for a share of a {class} that no {holding} are left of. The {class}s that have some: {present}. Correct the name, or add data."
+    )]
+    NothingToMix {
+        /// The key of the recipe.
+        key: String,
+        /// `language` or `source`.
+        class: &'static str,
+        /// `rows`, or `supervised tokens`.
+        holding: &'static str,
+        /// What there is, for a sentence.
+        present: String,
+    },
+    /// Batches of groups are asked for, and no group can be used.
+    #[error(
+        "[data.parallel] leaves no group: {reasons}. Check `group_field` of the sources and data.parallel.languages; data.parallel.missing = \"allow\" uses groups of the anchor and one more."
+    )]
+    NoGroup {
+        /// How many groups lack what.
+        reasons: String,
+    },
+    /// A step reads more groups than there are.
+    #[error(
+        "a step reads {wanted} groups, but there are only {groups} that can be used. Lower data.parallel.groups_per_batch, or add data."
+    )]
+    TooFewGroups {
+        /// Groups that a step reads.
+        wanted: usize,
+        /// Groups that there are.
+        groups: usize,
+    },
+    /// A batch in one language has more rows than there are in it.
+    #[error(
+        "with data.parallel.arrangement = \"same-language\" a batch has {wanted} rows, but only {groups} groups have {language}. Lower data.parallel.groups_per_batch, leave the language out of data.parallel.languages, or add data."
+    )]
+    TooFewInOneLanguage {
+        /// Rows of a batch.
+        wanted: usize,
+        /// The language.
+        language: String,
+        /// Groups that have it.
+        groups: usize,
+    },
+    /// A source that a loss reads pairs from has none.
+    #[error(
+        "source {source_name:?} has no pair of translations: {reasons}. Check its `group_field`: rows of one value are translations of one another."
+    )]
+    NoPair {
+        /// Name of the source.
+        source_name: String,
+        /// How many groups lack what.
+        reasons: String,
+    },
+    /// A micro-step reads more pairs than a source has.
+    #[error(
+        "source {source_name:?} has {pairs} pairs, but a micro-step reads {wanted} (batch_size {batch_size} × {world} processes). Lower the loss's batch_size, or add data."
+    )]
+    TooFewPairs {
+        /// Name of the source.
+        source_name: String,
+        /// Pairs that there are.
+        pairs: usize,
+        /// Pairs that a micro-step reads.
+        wanted: usize,
+        /// Pairs per device and micro-step.
+        batch_size: usize,
+        /// Number of processes.
+        world: usize,
+    },
     /// A row that cannot be used; `on_bad_row = "skip"` leaves it out.
     #[error(transparent)]
     BadRow(#[from] Box<BadRow>),

@@ -1,7 +1,7 @@
 //! Data for Interlingua: files of many formats become samples, samples become tokens, tokens become packed micro-batches.
 //!
 //! Host data only: nothing here knows of devices or tensors. A micro-batch ([`batch::MicroBatch`]) is a flat list of tokens with
-//! sequence boundaries, without padding, and which samples a step sees ([`order::Order`]) is a pure function of (seed, epoch, step).
+//! sequence boundaries, without padding, and which samples a step sees ([`order::Order`]) is a pure function of recipe and data.
 
 pub mod batch;
 pub mod cache;
@@ -14,11 +14,13 @@ pub mod mask;
 pub mod normalize;
 pub mod order;
 pub mod packing;
+pub mod pairs;
 mod permutation;
 pub mod prepare;
 pub mod preview;
 mod python_json;
 mod readers;
+mod replay;
 pub mod report;
 pub mod sample;
 pub mod source;

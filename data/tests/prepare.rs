@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use interlingua_data::DataError;
-use interlingua_data::order::{Order, OrderSettings};
+use interlingua_data::order::Order;
 use interlingua_data::prepare::{Prepared, Progress, prepare};
 use interlingua_data::preview::pieces;
 use interlingua_data::tokenizer::Tokenizer;
@@ -233,15 +233,11 @@ fn a_batch_larger_than_the_data_is_refused_with_its_numbers() {
     let place = Place::new("{\"text\": \"maji\"}\n{\"text\": \"mto\"}\n");
     let recipe = place.recipe("text", "");
     let (prepared, _) = place.prepare("text", "").unwrap();
-    let order = Order::new(&prepared.train, OrderSettings::from_recipe(&recipe));
-    let error = order.check(2).unwrap_err().to_string();
+    let error = Order::for_recipe(&recipe, &prepared.train, 2).unwrap_err().to_string();
     assert!(
         error.contains("64 rows") && error.contains("2 samples make only 1 rows"),
         "{error}"
     );
-    let files = OrderSettings {
-        shuffle: false,
-        ..OrderSettings::from_recipe(&recipe)
-    };
-    assert!(Order::new(&prepared.train, files).check(2).is_ok());
+    let files = place.recipe("text", "shuffle = false");
+    assert!(Order::for_recipe(&files, &prepared.train, 2).is_ok());
 }

@@ -1,11 +1,13 @@
 //! What `validate` and `prepare` share: a recipe's model opened, its data tokenised, the length of the run known.
 
+use std::collections::BTreeMap;
+
 use interlingua_checkpoints::peft::AdapterFolder;
 use interlingua_data::cache::default_folder;
-use interlingua_data::order::{Order, OrderSettings};
+use interlingua_data::order::{Order, Plan, Planned};
 use interlingua_data::prepare::{Prepared, prepare};
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{AdapterKind, Length, Recipe};
+use interlingua_recipes::{AdapterKind, Recipe};
 use interlingua_trainer::train::evaluate::Evaluator;
 use interlingua_trainer::train::setup::Base;
 use serde_json::{Value, json};
@@ -27,6 +29,10 @@ pub(crate) struct Ready {
     pub(crate) steps: u64,
     /// Share of the packed rows that holds tokens.
     pub(crate) fill_rate: f64,
+    /// What the run reads of each language and source.
+    plan: Plan,
+    /// Whether the recipe asks for shares.
+    mixed: bool,
 }
 
 /// Opens the model and tokenises the data of every stage.
@@ -74,15 +80,10 @@ fn ready_stage(stage: String, recipe: &Recipe, global: &Global) -> Result<Ready,
         &mut observe,
     );
     preparation.finish();
-    let data = data.map_err(Failure::usage)?;
-    let order = Order::new(&data.train, OrderSettings::from_recipe(recipe));
-    order.check(1).map_err(Failure::usage)?;
-    let steps = match recipe.train.length() {
-        Length::Steps(steps) => steps,
-        Length::Tokens(tokens) => order.steps_for_tokens(tokens, 1),
-        Length::Epochs(epochs) => order.steps_for_epochs(epochs, 1),
-    };
-    let fill_rate = order.fill_rate();
+    let mut data = data.map_err(Failure::usage)?;
+    let (order, steps) = Order::for_recipe(recipe, &data.train, 1).map_err(Failure::usage)?;
+    data.report.notes.extend_from_slice(order.notes());
+    let plan = order.plan_shares(&data.train, steps, 1);
     if let Some(adapter) = recipe
         .adapter
         .init_from
@@ -97,7 +98,9 @@ fn ready_stage(stage: String, recipe: &Recipe, global: &Global) -> Result<Ready,
         tokenizer,
         data,
         steps,
-        fill_rate,
+        fill_rate: order.fill_rate(),
+        plan,
+        mixed: recipe.data.mix.is_active(),
     })
 }
 
@@ -110,32 +113,49 @@ impl Ready {
         )
     }
 
-    /// A row for each language: samples, tokens, the share of them that is supervised, the language's share of all tokens.
+    /// A row for each language: samples, tokens, the share of them that is supervised; the share of the run that the recipe asks
+    /// for and the one that the run reaches, in the mix's unit; how often the samples are seen.
     pub(crate) fn table(&self) -> Table {
-        let languages = self.data.report.by_language();
-        let all: u64 = languages.values().map(|counts| counts.tokens).sum();
-        let share = |part: u64, whole: u64| table::percent((whole > 0).then(|| part as f64 / whole as f64));
         let mut table = Table::new([
             "language",
             "samples",
             "tokens",
             "supervised",
-            "share",
+            "asked",
+            "reached",
+            "epochs",
             "truncated",
             "dropped",
         ]);
-        for (language, counts) in &languages {
-            table.row([
+        for (language, counts) in &self.data.report.by_language() {
+            let supervised = counts.supervised_tokens as f64 / counts.tokens as f64;
+            let mut row = vec![
                 language.clone(),
                 table::count(counts.samples),
                 table::count(counts.tokens),
-                share(counts.supervised_tokens, counts.tokens),
-                share(counts.tokens, all),
-                table::count(counts.truncated),
-                table::count(counts.dropped_rows()),
-            ]);
+                table::percent((counts.tokens > 0).then_some(supervised)),
+            ];
+            row.extend(planned(self.plan.languages.get(language)));
+            row.extend([table::count(counts.truncated), table::count(counts.dropped_rows())]);
+            table.row(row);
         }
         table
+    }
+
+    /// A row for each source: shares and epochs as by language; none for a recipe that asks for no shares.
+    pub(crate) fn source_table(&self) -> Option<Table> {
+        let mut table = Table::new(["source", "asked", "reached", "epochs"]);
+        for (source, plan) in &self.plan.sources {
+            let mut row = vec![source.clone()];
+            row.extend(planned(Some(plan)));
+            table.row(row);
+        }
+        self.mixed.then_some(table)
+    }
+
+    /// What is right but may surprise.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.data.report.notes
     }
 
     /// What was left out and why, a line each.
@@ -162,9 +182,26 @@ impl Ready {
     /// Everything for `--json`.
     pub(crate) fn json(&self) -> Value {
         let (samples, held_out) = self.samples();
+        let planned = |planned: &BTreeMap<String, Planned>| -> BTreeMap<String, Value> {
+            let value = |planned: &Planned| json!({ "asked": planned.asked, "reached": planned.reached, "epochs": planned.epochs });
+            planned
+                .iter()
+                .map(|(name, planned)| (name.clone(), value(planned)))
+                .collect()
+        };
         json!({
             "stage": self.stage, "samples": samples, "held_out": held_out, "steps": self.steps, "fill_rate": self.fill_rate,
-            "by_language": self.data.report.by_language(), "sources": self.data.report.sources,
+            "by_language": self.data.report.by_language(), "sources": self.data.report.sources, "notes": self.notes(),
+            "shares": { "by_language": planned(&self.plan.languages), "by_source": planned(&self.plan.sources) },
         })
     }
+}
+
+/// Cells of what a run reads: share asked, share reached, epochs.
+fn planned(planned: Option<&Planned>) -> [String; 3] {
+    [
+        table::percent(planned.and_then(|planned| planned.asked)),
+        table::percent(planned.map(|planned| planned.reached)),
+        planned.map_or_else(|| "-".to_owned(), |planned| format!("{:.2}", planned.epochs)),
+    ]
 }

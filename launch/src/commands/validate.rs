@@ -88,7 +88,10 @@ fn print(ready: &Ready, previews: &[Preview]) -> Result<(), Failure> {
         output::line(render(preview, output::is_colourful()))?;
     }
     output::line(format!("\n{}\n", ready.table().render()))?;
-    for line in ready.left_out() {
+    if let Some(table) = ready.source_table() {
+        output::line(format!("{}\n", table.render()))?;
+    }
+    for line in ready.notes().iter().cloned().chain(ready.left_out()) {
         output::line(line)?;
     }
     let (samples, held_out) = ready.samples();

@@ -7,11 +7,11 @@ use interlingua_checkpoints::atomic::write_atomically;
 use interlingua_checkpoints::run_state;
 use interlingua_data::batch::MicroBatch;
 use interlingua_data::cache;
-use interlingua_data::order::{Order, OrderSettings};
+use interlingua_data::order::Order;
 use interlingua_data::prepare::{Prepared, prepare};
 use interlingua_data::report::Report;
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{Length, Recipe, Recompute};
+use interlingua_recipes::{Recipe, Recompute};
 
 use super::checkpoint::{self, RunState};
 use super::evaluate::{Evaluator, improves};
@@ -61,17 +61,18 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     let base = Base::open(recipe)?;
     let tokenizer = base.tokenizer(recipe)?;
     let mut progress = |progress| observe(Event::Preparing(progress));
-    let data = prepare(
+    let mut data = prepare(
         recipe,
         &tokenizer,
         base.config.vocab_size,
         &cache::default_folder(),
         &mut progress,
     )?;
+    let (order, total_steps) = Order::for_recipe(recipe, &data.train, 1)?;
+    data.report.notes.extend_from_slice(order.notes());
     notes_on(&data.report)
         .into_iter()
         .for_each(|note| observe(Event::Note(note)));
-    let (order, total_steps) = order(recipe, &data)?;
     if let (Some((step, _)), Some(summary)) = (&latest, Summary::read(&recipe.output))
         && summary.finished
         && (*step >= total_steps || summary.stopped_early)
@@ -166,23 +167,6 @@ fn check_output(recipe: &Recipe) -> Result<Option<Recipe>, TrainError> {
     )))
 }
 
-fn order(recipe: &Recipe, data: &Prepared) -> Result<(Order, u64), TrainError> {
-    let order = Order::new(&data.train, OrderSettings::from_recipe(recipe));
-    order.check(1)?;
-    Ok(match recipe.train.length() {
-        Length::Steps(steps) => (order, steps),
-        Length::Tokens(tokens) => {
-            let steps = order.steps_for_tokens(tokens, 1);
-            (order, steps)
-        }
-        Length::Epochs(epochs) => {
-            let order = order.ending_after(epochs);
-            let steps = order.steps_for_epochs(epochs, 1);
-            (order, steps)
-        }
-    })
-}
-
 impl Run<'_> {
     fn go(
         mut self,
@@ -262,10 +246,7 @@ impl Run<'_> {
         let start = Instant::now();
         let (recipe, step) = (self.recipe, self.state.step);
         self.selection.apply(&mut self.model, step, self.total_steps);
-        let micro_steps = recipe.train.gradient_accumulation;
-        let batches: Vec<_> = (0..micro_steps)
-            .map(|micro| self.order.micro_batch(&self.data.train, step, micro, 0, 1))
-            .collect();
+        let batches = self.order.micro_batches(&self.data.train, step, 0, 1);
         // On the pool's own threads, so that its many small tasks need not wake this one.
         let (passed, grad_norm, rate) = rayon::scope(|_| self.compute(&batches))?;
         self.state.step += 1;
