@@ -1,5 +1,7 @@
 //! A boundary between the parts of a model: N as in `hidden_states.N`.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,16 @@ impl Layer {
             Self::Number(layer) => layer,
         };
         (layer <= blocks).then_some(layer)
+    }
+}
+
+impl fmt::Display for Layer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Middle => formatter.write_str("middle"),
+            Self::Last => formatter.write_str("last"),
+            Self::Number(layer) => layer.fmt(formatter),
+        }
     }
 }
 

@@ -193,6 +193,12 @@ impl ObjectiveKind {
 }
 
 impl Objective {
+    /// Whether a run reads the main data: for the objective itself, or for an auxiliary loss on the batch.
+    #[must_use]
+    pub fn reads_main_data(&self) -> bool {
+        self.kind != ObjectiveKind::None || self.auxiliary.iter().any(|auxiliary| auxiliary.source.is_none())
+    }
+
     /// Fills in the numbers that the objective reads and the recipe leaves out: TRL's defaults, where TRL has them.
     pub(crate) fn fill_in(&mut self) {
         let reads = |name: &str| self.kind.numbers().contains(&name);

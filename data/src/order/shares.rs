@@ -14,7 +14,7 @@ pub struct Shares {
 }
 
 /// The share of one class.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Share {
     /// What the recipe asks for at this step.
     pub asked: f64,

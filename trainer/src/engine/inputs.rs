@@ -11,6 +11,7 @@ use crate::ops::dropout::Dropout;
 use crate::ops::rotary::RotaryTable;
 
 /// What every part reads besides its chain input.
+#[derive(Clone)]
 pub struct Inputs {
     /// `[tokens]`.
     pub input_ids: Tensor<1, Int>,

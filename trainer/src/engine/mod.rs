@@ -3,6 +3,7 @@
 //! The forward pass runs part by part; the backward pass visits the parts in reverse, each with its small graph kept
 //! (`recompute = none`) or made again from the part's input (`recompute = block`).
 
+pub mod forward;
 pub mod gradients;
 pub mod head;
 pub mod inputs;

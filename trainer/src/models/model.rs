@@ -78,6 +78,33 @@ impl Model {
         self.head.forward(hidden, &self.plain_pass())
     }
 
+    /// The hidden states of one boundary, `[tokens, hidden]`, without gradients; the parts above do not run.
+    pub fn hidden_state(&self, inputs: &Inputs, boundary: usize) -> Tensor<2> {
+        let pass = Pass::new(&self.parameters, self.dtype, false, inputs.token_keys.clone());
+        let mut x = self.embed(inputs, &pass);
+        for block in self.blocks.iter().take(boundary) {
+            x = block.forward(x, inputs, &pass, None);
+        }
+        if boundary == self.blocks.len() {
+            x = self.final_norm(x, &pass);
+        }
+        x
+    }
+
+    /// The same model without the adapter that is trained; the weights are shared, not copied.
+    #[must_use]
+    pub fn without_adapter(&self) -> Self {
+        let mut bare = self.clone();
+        bare.linears_mut().for_each(|linear| linear.adapter = None);
+        bare
+    }
+
+    /// Marks every parameter as frozen.
+    pub fn freeze(&mut self) {
+        let ids: Vec<ParameterId> = self.parameters.trainable().map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.parameters.set_trainable(id, false));
+    }
+
     /// Every linear layer that an adapter may sit on: those of the blocks, then the head.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.blocks.iter().flat_map(|block| block.linears()).chain([&self.head])

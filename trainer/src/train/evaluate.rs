@@ -14,9 +14,11 @@ use interlingua_data::tokenize::{Outcome, SampleTokenizer};
 use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::{Metric, Recipe, Source, Task, TaskKind};
 
-use super::metrics::{EvalRow, Example, LanguageLoss};
-use super::step::{add_by_language, inputs_and_targets};
-use crate::engine::head::log_probs;
+use super::main_loss::{MainLoss, Totals, boundaries};
+use super::metrics::{EvalRow, Example};
+use super::reference::sequence_of;
+use super::step::{Losses, Tally, inputs_and_targets};
+use crate::engine::head::{Targets, log_probs};
 use crate::error::TrainError;
 use crate::generate::{GenerateOptions, generate};
 use crate::models::Model;
@@ -81,15 +83,13 @@ impl Evaluator {
         &self,
         model: &Model,
         tokenizer: &Tokenizer,
-        heldout: Option<&Dataset>,
+        heldout: Option<(&Dataset, &Losses)>,
         step: u64,
         time: f64,
     ) -> Result<Vec<EvalRow>, TrainError> {
         let mut rows = Vec::new();
-        if let Some(data) = heldout.filter(|data| !data.is_empty()) {
-            let batches = batches((0..data.len()).map(|index| (data.tokens(index), data.language(index))));
-            let bytes = supervised_bytes(&batches, data.languages().len(), tokenizer)?;
-            let by_language = losses(model, &batches, data.languages(), &bytes);
+        if let Some((data, losses)) = heldout.filter(|(data, _)| !data.is_empty()) {
+            let by_language = heldout_losses(model, tokenizer, data, losses)?;
             rows.push(row(HELDOUT, by_language, Vec::new(), step, time));
         }
         for task in &self.tasks {
@@ -361,37 +361,116 @@ fn batches<'a>(sequences: impl Iterator<Item = ((&'a [u32], &'a [i32]), u16)>) -
 fn supervised_bytes(batches: &[MicroBatch], languages: usize, tokenizer: &Tokenizer) -> Result<Vec<u64>, TrainError> {
     let mut bytes = vec![0; languages];
     for batch in batches {
-        for sequence in &batch.sequences {
-            let labels = batch.labels[sequence.range()].iter().skip(1);
-            let supervised: Vec<u32> = labels.filter_map(|label| u32::try_from(*label).ok()).collect();
-            bytes[usize::from(sequence.language)] += tokenizer.decode(&supervised, true)?.len() as u64;
-        }
+        let targets = Targets::of_labels(&batch.labels, &boundaries(batch));
+        add_bytes(&mut bytes, batch, &targets, tokenizer)?;
     }
     Ok(bytes)
 }
 
 /// Loss, perplexity and bits per byte by language.
+/// Losses of the held-out samples under the main loss: per token, with perplexity and bits per byte, or per pair, with
+/// how often the chosen answer has the higher reward, and by how much.
+fn heldout_losses(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    data: &Dataset,
+    losses: &Losses,
+) -> Result<ByLanguage, TrainError> {
+    let mut batches = Vec::new();
+    let mut open = MicroBatch::default();
+    for sample in 0..data.len() {
+        if open.tokens() + data.length(sample) > BATCH_TOKENS && open.tokens() > 0 {
+            batches.push(std::mem::take(&mut open));
+        }
+        open.push_sample(data, sample);
+    }
+    batches.push(open);
+    // What the goldfish loss leaves out is measured all the same, and so is what only auxiliary losses are trained on.
+    let main = if losses.main.is_linear() {
+        MainLoss::Tokens
+    } else {
+        losses.main
+    };
+    let mut totals = Totals::default();
+    batches.iter().for_each(|batch| main.count(data, batch, &mut totals));
+    let mut tally = Tally::default();
+    let mut bytes = vec![0; data.languages().len()];
+    for batch in &batches {
+        let boundaries = boundaries(batch);
+        let (inputs, _) = inputs_and_targets(model, batch);
+        let targets = main.targets(data, batch, &boundaries, false);
+        let log_probs = log_probs(model, &model.last_hidden_state(&inputs, None), &targets.targets);
+        let models = (model, losses.heldout_reference.as_ref());
+        let evaluated = main.evaluate(models, (data, batch), (&targets, &log_probs), 1.0, &totals);
+        tally.add(data, batch, &targets, &evaluated.samples);
+        if main.is_linear() {
+            add_bytes(&mut bytes, batch, &targets.targets, tokenizer)?;
+        }
+    }
+    let (by_language, _) = tally.finish(!main.is_linear());
+    let index = |language: &str| data.languages().iter().position(|known| known == language);
+    let metrics = by_language.into_iter().map(|(language, sum)| {
+        let metrics = if main.is_linear() {
+            token_metrics(sum.loss, sum.tokens, index(&language).map_or(0, |index| bytes[index]))
+        } else {
+            let rewards = sum.rewards.unwrap_or_default();
+            let known = [("accuracy", rewards.accuracy), ("margin", rewards.margin)];
+            let known = known
+                .into_iter()
+                .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+            known.chain([("loss".to_owned(), sum.loss)]).collect()
+        };
+        (language, metrics)
+    });
+    Ok(metrics.collect())
+}
+
+/// Bytes of the text of each language's targets.
+fn add_bytes(
+    bytes: &mut [u64],
+    batch: &MicroBatch,
+    targets: &Targets,
+    tokenizer: &Tokenizer,
+) -> Result<(), TrainError> {
+    let mut pairs = targets.positions.iter().zip(&targets.tokens).peekable();
+    for sequence in &batch.sequences {
+        let end = sequence.range().end as u32;
+        let mut tokens = Vec::new();
+        while let Some((_, token)) = pairs.next_if(|(position, _)| **position < end) {
+            tokens.push(*token);
+        }
+        bytes[usize::from(sequence.language)] += tokenizer.decode(&tokens, true)?.len() as u64;
+    }
+    Ok(())
+}
+
+/// Loss per token, perplexity, and bits per byte where there is text.
+fn token_metrics(loss: f64, tokens: u64, bytes: u64) -> BTreeMap<String, f64> {
+    let mut metrics = BTreeMap::from([("loss".to_owned(), loss), ("perplexity".to_owned(), loss.exp())]);
+    if bytes > 0 {
+        let bits = loss * tokens as f64 / std::f64::consts::LN_2;
+        metrics.insert("bits_per_byte".into(), bits / bytes as f64);
+    }
+    metrics
+}
+
 fn losses(model: &Model, batches: &[MicroBatch], languages: &[String], bytes: &[u64]) -> ByLanguage {
-    let mut sums = BTreeMap::<String, LanguageLoss>::new();
+    let mut sums = BTreeMap::<u16, (f64, u64)>::new();
     for batch in batches {
         let (inputs, targets) = inputs_and_targets(model, batch);
-        let hidden = model.last_hidden_state(&inputs, None);
-        add_by_language(
-            &mut sums,
-            languages,
-            batch,
-            &targets,
-            &log_probs(model, &hidden, &targets),
-        );
-    }
-    let metrics = |(language, sum): (String, LanguageLoss)| {
-        let loss = sum.loss / (sum.tokens as f64).max(1.0);
-        let mut metrics = BTreeMap::from([("loss".to_owned(), loss), ("perplexity".to_owned(), loss.exp())]);
-        let index = languages.iter().position(|known| *known == language);
-        if let Some(bytes) = index.map(|index| bytes[index]).filter(|bytes| *bytes > 0) {
-            metrics.insert("bits_per_byte".into(), sum.loss / std::f64::consts::LN_2 / bytes as f64);
+        let log_probs = log_probs(model, &model.last_hidden_state(&inputs, None), &targets);
+        for (position, log_prob) in targets.positions.iter().zip(log_probs) {
+            let sum = sums
+                .entry(batch.sequences[sequence_of(batch, *position)].language)
+                .or_default();
+            sum.0 -= f64::from(log_prob);
+            sum.1 += 1;
         }
-        (language, metrics)
+    }
+    let metrics = |(language, (sum, tokens)): (u16, (f64, u64))| {
+        let index = usize::from(language);
+        let metrics = token_metrics(sum / (tokens as f64).max(1.0), tokens, bytes[index]);
+        (languages[index].clone(), metrics)
     };
     sums.into_iter().map(metrics).collect()
 }

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use interlingua_checkpoints::atomic::write_atomically;
+use interlingua_data::order::Share;
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
@@ -13,12 +14,32 @@ use crate::error::TrainError;
 /// Loss, tokens and samples of one language in a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LanguageLoss {
-    /// Mean loss per supervised token.
+    /// Mean loss per supervised token; of preferences per pair or sample.
     pub loss: f64,
     /// Supervised tokens.
     pub tokens: u64,
-    /// Sequences.
+    /// Sequences, pairs or groups of options.
     pub samples: u64,
+    /// Rewards of preferences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewards: Option<Rewards>,
+}
+
+/// Implicit rewards of a step's preferences.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rewards {
+    /// Mean reward of the chosen, or desirable, answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<f64>,
+    /// Mean reward of the rejected, or undesirable, answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<f64>,
+    /// Their difference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
+    /// Share of the pairs whose chosen answer has the higher reward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
 }
 
 /// One optimizer step.
@@ -46,6 +67,12 @@ pub struct TrainRow {
     pub step_seconds: f64,
     /// Peak of our allocations so far, bytes.
     pub memory_bytes: u64,
+    /// Rewards, where preferences are trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewards: Option<Rewards>,
+    /// Shares asked and reached, where the recipe asks for any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shares: BTreeMap<String, Share>,
     /// By language.
     pub by_language: BTreeMap<String, LanguageLoss>,
 }

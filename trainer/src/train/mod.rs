@@ -1,13 +1,19 @@
 //! The run: from a recipe to an adapter or a model, with checkpoints, metrics and evaluation on the way.
 
+pub mod auxiliary;
+pub mod batch_losses;
 pub mod checkpoint;
 pub mod evaluate;
+pub mod main_loss;
 pub mod metrics;
+pub mod plan;
+pub mod reference;
 pub mod run;
 pub mod selection;
 pub mod setup;
 pub mod step;
 pub mod summary;
+pub mod units;
 
 use std::path::PathBuf;
 use std::sync::Arc;

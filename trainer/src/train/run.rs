@@ -1,24 +1,27 @@
 //! One stage: from an output folder as it stands to a finished run.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use interlingua_checkpoints::atomic::write_atomically;
 use interlingua_checkpoints::run_state;
-use interlingua_data::batch::MicroBatch;
 use interlingua_data::cache;
-use interlingua_data::order::Order;
 use interlingua_data::prepare::{Prepared, prepare};
 use interlingua_data::report::Report;
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{Recipe, Recompute};
+use interlingua_recipes::{AuxiliaryKind, Recipe, Recompute};
 
+use super::auxiliary::AuxiliaryLoss;
 use super::checkpoint::{self, RunState};
 use super::evaluate::{Evaluator, improves};
+use super::main_loss::MainLoss;
 use super::metrics::{EventRow, Metrics, Row, TrainRow};
+use super::plan::DataPlan;
+use super::reference::{Reference, reference};
 use super::selection::Selection;
 use super::setup::Base;
-use super::step::{Accumulated, StepKey, accumulate, not_finite};
+use super::step::{Accumulated, Losses, StepData, StepKey, not_finite};
 use super::summary::Summary;
 use super::{Event, Outcome, Started, StopFlag};
 use crate::device::describe;
@@ -36,7 +39,8 @@ struct Run<'a> {
     base: Base,
     tokenizer: Tokenizer,
     data: Prepared,
-    order: Order,
+    plan: DataPlan,
+    losses: Losses,
     total_steps: u64,
     selection: Selection,
     trained: Vec<ParameterId>,
@@ -68,11 +72,12 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         &cache::default_folder(),
         &mut progress,
     )?;
-    let (order, total_steps) = Order::for_recipe(recipe, &data.train, 1)?;
-    data.report.notes.extend_from_slice(order.notes());
+    let plan = DataPlan::of(recipe, base.config.num_hidden_layers, &data)?;
+    data.report.notes.extend(plan.notes());
     notes_on(&data.report)
         .into_iter()
         .for_each(|note| observe(Event::Note(note)));
+    let total_steps = plan.total_steps;
     if let (Some((step, _)), Some(summary)) = (&latest, Summary::read(&recipe.output))
         && summary.finished
         && (*step >= total_steps || summary.stopped_early)
@@ -91,6 +96,8 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         moments: Default::default(),
     };
     let evaluator = Evaluator::new(recipe, &tokenizer, &base.config)?;
+    // Before a checkpoint is put in: the reference is the model as at step 0.
+    let mut losses = losses(recipe, &base, &model, &data)?;
     let state = match &latest {
         Some((step, path)) => {
             observe(Event::Note(format!(
@@ -111,12 +118,16 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     let (metrics, rows) = Metrics::open(&recipe.output, state.step)?;
     // The summary of an earlier end no longer holds.
     Summary::remove(&recipe.output)?;
+    if recipe.reference.as_ref().is_some_and(|reference| reference.cache) {
+        losses.cache_reference(recipe, &data)?;
+    }
     let run = Run {
         recipe,
         base,
         tokenizer,
         data,
-        order,
+        plan,
+        losses,
         total_steps,
         selection,
         trained,
@@ -165,6 +176,53 @@ fn check_output(recipe: &Recipe) -> Result<Option<Recipe>, TrainError> {
         recipe.output.display(),
         conflicts.join(", ")
     )))
+}
+
+/// The losses of a recipe, for a model as at step 0.
+fn losses(recipe: &Recipe, base: &Base, model: &Model, data: &Prepared) -> Result<Losses, TrainError> {
+    let objective = &recipe.objective;
+    let frozen = |needed: bool| {
+        needed
+            .then(|| reference(recipe, base, model))
+            .transpose()
+            .map(|model| model.map(|model| Reference::Model(Arc::new(model))))
+    };
+    let reference = frozen(objective.kind.needs_reference())?;
+    let keeps_close = objective
+        .auxiliary
+        .iter()
+        .any(|auxiliary| matches!(auxiliary.kind, AuxiliaryKind::WordAlignment | AuxiliaryKind::Lens));
+    let initial = keeps_close.then(|| {
+        let mut initial = model.clone();
+        initial.freeze();
+        initial
+    });
+    Ok(Losses {
+        main: MainLoss::of(objective),
+        name: objective.kind.name(),
+        weight: objective.weight,
+        dropout: objective.dropout.unwrap_or(true),
+        heldout_reference: reference.clone(),
+        reference,
+        auxiliary: AuxiliaryLoss::prepare(recipe, model, data)?,
+        initial,
+        anchor: recipe.data.parallel.as_ref().map(|parallel| parallel.anchor.clone()),
+        recompute: recipe.memory.recompute == Recompute::Block,
+    })
+}
+
+impl Losses {
+    /// Asks the reference about every sample once, and lets it go.
+    fn cache_reference(&mut self, recipe: &Recipe, data: &Prepared) -> Result<(), TrainError> {
+        let Some(reference) = self.reference.take() else {
+            return Ok(());
+        };
+        if let Some(heldout) = &data.heldout {
+            self.heldout_reference = Some(reference.cached(recipe, heldout, "heldout")?);
+        }
+        self.reference = Some(reference.cached(recipe, &data.train, "train")?);
+        Ok(())
+    }
 }
 
 impl Run<'_> {
@@ -226,7 +284,7 @@ impl Run<'_> {
                 self.data.train.len() as u64,
                 self.data.heldout.as_ref().map_or(0, |data| data.len() as u64),
             ),
-            fill_rate: self.order.fill_rate(),
+            fill_rate: self.plan.fill_rate(),
             device: describe(&self.model.device, self.model.dtype),
         }
     }
@@ -244,19 +302,19 @@ impl Run<'_> {
     /// One optimizer step.
     fn step(&mut self, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         let start = Instant::now();
-        let (recipe, step) = (self.recipe, self.state.step);
+        let step = self.state.step;
         self.selection.apply(&mut self.model, step, self.total_steps);
-        let batches = self.order.micro_batches(&self.data.train, step, 0, 1);
+        let data = self.plan.step(&self.data.train, &self.losses.auxiliary, step);
         // On the pool's own threads, so that its many small tasks need not wake this one.
-        let (passed, grad_norm, rate) = rayon::scope(|_| self.compute(&batches))?;
+        let (passed, grad_norm, rate) = rayon::scope(|_| self.compute(&data))?;
         self.state.step += 1;
 
         let seconds = start.elapsed().as_secs_f64();
         let row = TrainRow {
             step: self.state.step,
             time: self.time(),
-            loss: passed.loss * recipe.objective.weight,
-            losses: [("sft".to_owned(), passed.loss)].into(),
+            loss: passed.loss,
+            losses: passed.losses,
             tokens: passed.tokens,
             tokens_total: passed.tokens_total,
             grad_norm,
@@ -264,6 +322,8 @@ impl Run<'_> {
             tokens_per_second: passed.tokens_total as f64 / seconds,
             step_seconds: seconds,
             memory_bytes: peak_bytes(),
+            rewards: passed.rewards,
+            shares: self.plan.shares(step),
             by_language: passed.by_language,
         };
         observe(Event::Step(row.clone()));
@@ -272,18 +332,16 @@ impl Run<'_> {
 
     /// Forward and backward passes, clipping and update: the totals, the norm of the gradients before clipping, and the
     /// learning rate.
-    fn compute(&mut self, batches: &[MicroBatch]) -> Result<(Accumulated, f64, f64), TrainError> {
+    fn compute(&mut self, data: &StepData) -> Result<(Accumulated, f64, f64), TrainError> {
         let (recipe, step) = (self.recipe, self.state.step);
-        let recompute = recipe.memory.recompute == Recompute::Block;
         let key = StepKey {
             seed: recipe.seed,
             step,
         };
-        let weight = recipe.objective.weight;
-        let mut passed = accumulate(&self.model, &self.data.train, batches, weight, recompute, key)?;
+        let mut passed = self.losses.accumulate(&self.model, &self.data.train, data, key)?;
         let grad_norm = passed.gradients.norm();
         if !grad_norm.is_finite() {
-            return Err(not_finite("gradient", &self.data.train, batches, step));
+            return Err(not_finite("gradient", &self.data.train, &data.main, step));
         }
         if recipe.optimizer.max_grad_norm > 0.0 {
             passed.gradients.clip(grad_norm, recipe.optimizer.max_grad_norm);
@@ -294,7 +352,7 @@ impl Run<'_> {
     }
 
     fn evaluate(&mut self, evaluator: &Evaluator, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
-        let heldout = self.data.heldout.as_ref();
+        let heldout = self.data.heldout.as_ref().map(|data| (data, &self.losses));
         let (model, tokenizer, step, time) = (&self.model, &self.tokenizer, self.state.step, self.time());
         let rows = rayon::scope(|_| evaluator.run(model, tokenizer, heldout, step, time))?;
         let metric = self.recipe.train.early_stop.metric;

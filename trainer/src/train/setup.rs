@@ -70,15 +70,28 @@ impl Base {
         Ok(Tokenizer::load(&self.path)?)
     }
 
+    /// Loads the model alone, nothing of it to be trained.
+    ///
+    /// # Errors
+    /// When the device is not there, or the weights cannot be read.
+    pub fn load_bare(&self, recipe: &Recipe) -> Result<Model, TrainError> {
+        let device = device(recipe.model.device)?;
+        let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device);
+        load(&self.config, &self.weights(recipe), dtype, &device, &|_| false)
+    }
+
+    fn weights(&self, recipe: &Recipe) -> Weights<'_> {
+        match &self.folder {
+            Some(folder) => Weights::Folder(folder),
+            None => Weights::Random { seed: recipe.seed },
+        }
+    }
+
     /// Loads the model and puts on it what the recipe trains.
     pub fn load(&self, recipe: &Recipe, selection: &Selection) -> Result<Model, TrainError> {
         let device = device(recipe.model.device)?;
         let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device);
-        let weights = match &self.folder {
-            Some(folder) => Weights::Folder(folder),
-            None => Weights::Random { seed: recipe.seed },
-        };
-        let mut model = load(&self.config, &weights, dtype, &device, &|name| {
+        let mut model = load(&self.config, &self.weights(recipe), dtype, &device, &|name| {
             selection.selects(name, false)
         })?;
         if recipe.adapter.kind != AdapterKind::None {

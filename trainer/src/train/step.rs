@@ -1,30 +1,69 @@
-//! One optimizer step: all micro-batches forward and backward, clipping, update.
+//! One optimizer step: the main loss over its micro-batches, and the auxiliary losses, forward and backward.
 
 use std::collections::BTreeMap;
 
 use interlingua_data::batch::MicroBatch;
 use interlingua_data::dataset::Dataset;
 
-use super::metrics::LanguageLoss;
+use super::auxiliary::{AuxiliaryLoss, PairUnit, pool, unpool};
+use super::batch_losses::{BatchLosses, Feedback};
+use super::main_loss::{Evaluated, MainLoss, MainTargets, Totals, boundaries};
+use super::metrics::{LanguageLoss, Rewards};
+use super::reference::{Reference, sequence_of, sums_by_sequence};
+use crate::engine::forward::Forward;
 use crate::engine::gradients::Gradients;
-use crate::engine::head::Targets;
+use crate::engine::head::{Targets, log_probs, log_probs_with_gradient};
 use crate::engine::inputs::{Inputs, RopeLength};
-use crate::engine::step::forward_backward;
 use crate::error::TrainError;
 use crate::models::Model;
-use crate::objectives::sft;
+
+/// All losses of a run.
+pub struct Losses {
+    /// The main loss.
+    pub main: MainLoss,
+    /// What it is called in metrics.
+    pub name: &'static str,
+    /// Its weight.
+    pub weight: f64,
+    /// Whether its forward passes drop anything.
+    pub dropout: bool,
+    /// What preferences are compared with.
+    pub reference: Option<Reference>,
+    /// The same for held-out samples.
+    pub heldout_reference: Option<Reference>,
+    /// The auxiliary losses.
+    pub auxiliary: Vec<AuxiliaryLoss>,
+    /// The model before training, for losses that keep close to it.
+    pub initial: Option<Model>,
+    /// The language that the others are tied to in groups.
+    pub anchor: Option<String>,
+    /// Whether the backward pass makes the graphs of blocks again.
+    pub recompute: bool,
+}
+
+/// The data of a step.
+pub struct StepData {
+    /// Micro-batches of the main data.
+    pub main: Vec<MicroBatch>,
+    /// Micro-batches of pairs, for each auxiliary loss.
+    pub auxiliary: Vec<Vec<PairUnit>>,
+}
 
 /// What the passes over an optimizer step's micro-batches give.
 pub struct Accumulated {
     /// Gradients of the step's loss.
     pub gradients: Gradients,
-    /// Sum of the losses of all supervised tokens, divided by their number.
+    /// The total: each loss times its weight.
     pub loss: f64,
-    /// Supervised tokens.
+    /// Each loss by name, weights not applied.
+    pub losses: BTreeMap<String, f64>,
+    /// Supervised tokens of the main data.
     pub tokens: u64,
-    /// All tokens.
+    /// All tokens of the main data.
     pub tokens_total: u64,
-    /// By language.
+    /// Rewards of preferences.
+    pub rewards: Option<Rewards>,
+    /// By language of the main data.
     pub by_language: BTreeMap<String, LanguageLoss>,
 }
 
@@ -39,83 +78,311 @@ pub struct StepKey {
 
 /// The model's inputs for a micro-batch, with the targets of its labels.
 pub fn inputs_and_targets(model: &Model, batch: &MicroBatch) -> (Inputs, Targets) {
-    let mut boundaries: Vec<usize> = batch.sequences.iter().map(|sequence| sequence.start).collect();
-    boundaries.push(batch.input_ids.len());
+    let boundaries = boundaries(batch);
     let targets = Targets::of_labels(&batch.labels, &boundaries);
+    (inputs(model, batch, &boundaries), targets)
+}
+
+fn inputs(model: &Model, batch: &MicroBatch, boundaries: &[usize]) -> Inputs {
     let (ids, positions) = (&batch.input_ids, &batch.position_ids);
-    let inputs = Inputs::new(
+    Inputs::new(
         &model.config,
         ids,
         positions,
-        &boundaries,
+        boundaries,
         RopeLength::Own,
         &model.device,
-    );
-    (inputs, targets)
+    )
 }
 
-/// Runs all micro-batches of a step. Losses are normalised over the whole step: by its supervised tokens.
-pub fn accumulate(
+/// The model's inputs for a micro-batch with dropout on. `samples`: one global index per sequence; the sequences of one
+/// sample differ in their number within it.
+pub fn dropout_inputs(
     model: &Model,
-    dataset: &Dataset,
-    batches: &[MicroBatch],
-    weight: f64,
-    recompute: bool,
+    batch: &MicroBatch,
+    boundaries: &[usize],
     key: StepKey,
-) -> Result<Accumulated, TrainError> {
-    let tokens: u64 = batches.iter().map(|batch| batch.supervised_tokens() as u64).sum();
-    let mut sums = BTreeMap::<String, LanguageLoss>::new();
-    let mut gradients = Gradients::default();
-    let mut total = 0.0;
-    for batch in batches.iter().filter(|batch| !batch.sequences.is_empty()) {
-        let (inputs, targets) = inputs_and_targets(model, batch);
-        let samples: Vec<u64> = batch.sequences.iter().map(|sequence| sequence.sample).collect();
-        let inputs = inputs.with_dropout(key.seed, key.step, &samples);
-        let weights = sft::token_weights(&targets, weight, tokens);
-        let log_probs = forward_backward(model, &inputs, &targets, &weights, recompute, &mut gradients);
-        total += add_by_language(&mut sums, dataset.languages(), batch, &targets, &log_probs);
-    }
-    for sum in sums.values_mut() {
-        sum.loss /= (sum.tokens as f64).max(1.0);
-    }
-    let loss = total / (tokens as f64).max(1.0);
-    if !loss.is_finite() {
-        return Err(not_finite("loss", dataset, batches, key.step));
-    }
-    let tokens_total = batches.iter().map(|batch| batch.input_ids.len() as u64).sum();
-    Ok(Accumulated {
-        gradients,
-        loss,
-        tokens,
-        tokens_total,
-        by_language: sums,
-    })
+    samples: &[u64],
+) -> Inputs {
+    let parts = batch.sequences.iter().map(|sequence| u64::from(sequence.part) << 48);
+    let keys: Vec<u64> = samples.iter().zip(parts).map(|(sample, part)| sample ^ part).collect();
+    inputs(model, batch, boundaries).with_dropout(key.seed, key.step, &keys)
 }
 
-/// Adds a micro-batch's token losses to the sums of its languages, and returns their total. `languages`: what the
-/// batch's sequences count into.
-pub fn add_by_language(
-    sums: &mut BTreeMap<String, LanguageLoss>,
-    languages: &[String],
-    batch: &MicroBatch,
-    targets: &Targets,
-    log_probs: &[f32],
-) -> f64 {
-    let mut losses = targets.positions.iter().zip(log_probs).peekable();
-    let mut total = 0.0;
-    for sequence in &batch.sequences {
-        let end = (sequence.start + sequence.length) as u32;
-        let sum = sums
-            .entry(languages[usize::from(sequence.language)].clone())
-            .or_default();
-        sum.samples += 1;
-        while let Some((_, log_prob)) = losses.next_if(|(position, _)| **position < end) {
-            sum.loss -= f64::from(*log_prob);
-            sum.tokens += 1;
-            total -= f64::from(*log_prob);
+impl Losses {
+    /// Runs all micro-batches of a step. Losses are normalised over the whole step: token losses by supervised tokens, pair
+    /// losses by pairs, contrastive ones by anchors.
+    ///
+    /// # Errors
+    /// When the loss is not a finite number.
+    pub fn accumulate(
+        &self,
+        model: &Model,
+        dataset: &Dataset,
+        data: &StepData,
+        key: StepKey,
+    ) -> Result<Accumulated, TrainError> {
+        let mut sum = Accumulated {
+            gradients: Gradients::default(),
+            loss: 0.0,
+            losses: BTreeMap::new(),
+            tokens: 0,
+            tokens_total: data.main.iter().map(|batch| batch.input_ids.len() as u64).sum(),
+            rewards: None,
+            by_language: BTreeMap::new(),
+        };
+        let batches: Vec<MicroBatch> = data
+            .main
+            .iter()
+            .filter(|batch| !batch.sequences.is_empty())
+            .cloned()
+            .collect();
+        self.main_data(model, dataset, &batches, key, &mut sum);
+        for (auxiliary, units) in self.auxiliary.iter().zip(&data.auxiliary) {
+            if !units.is_empty() {
+                let (initial, gradients) = (self.initial.as_ref(), &mut sum.gradients);
+                let terms = auxiliary.accumulate(model, initial, units, self.recompute, key, gradients);
+                sum.losses.extend(terms);
+            }
+        }
+        let weight = |name: &str| match self.auxiliary.iter().find(|auxiliary| auxiliary.name == name) {
+            Some(auxiliary) => auxiliary.weight,
+            None if name == self.name => self.weight,
+            // A term of a loss, named after it.
+            None => 0.0,
+        };
+        sum.loss = sum.losses.iter().map(|(name, value)| weight(name) * value).sum();
+        if !sum.loss.is_finite() {
+            return Err(not_finite("loss", dataset, &data.main, key.step));
+        }
+        Ok(sum)
+    }
+
+    /// The main loss, and the auxiliary losses on its batches.
+    fn main_data(&self, model: &Model, dataset: &Dataset, batches: &[MicroBatch], key: StepKey, sum: &mut Accumulated) {
+        if batches.is_empty() {
+            return;
+        }
+        let on_batch = BatchLosses::new(&self.auxiliary, dataset, self.anchor.as_deref(), batches);
+        let mut totals = Totals::default();
+        for batch in batches {
+            self.main.count(dataset, batch, &mut totals);
+        }
+        sum.tokens = totals.tokens;
+        let prepared: Vec<(&MicroBatch, Inputs, MainTargets)> = batches
+            .iter()
+            .map(|batch| {
+                let boundaries = boundaries(batch);
+                let samples: Vec<u64> = batch.sequences.iter().map(|sequence| sequence.sample).collect();
+                let inputs = if self.dropout {
+                    dropout_inputs(model, batch, &boundaries, key, &samples)
+                } else {
+                    inputs(model, batch, &boundaries)
+                };
+                let targets = self.main.targets(dataset, batch, &boundaries, on_batch.reads_options());
+                (batch, inputs, targets)
+            })
+            .collect();
+        let mut feedback = on_batch.over_the_step(model, &prepared, &mut sum.losses);
+        let mut tally = Tally::default();
+        let mut loss = 0.0;
+        for ((batch, inputs, targets), feedback) in prepared.iter().zip(&mut feedback) {
+            let evaluated = self.micro_batch(
+                model,
+                dataset,
+                (batch, inputs, targets),
+                &totals,
+                &on_batch,
+                feedback,
+                sum,
+            );
+            loss += evaluated.loss;
+            tally.add(dataset, batch, targets, &evaluated.samples);
+        }
+        if self.main != MainLoss::None {
+            sum.losses.insert(self.name.to_owned(), loss);
+        }
+        (sum.by_language, sum.rewards) = tally.finish(!self.main.is_linear());
+    }
+
+    /// Forward and backward pass of one micro-batch.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a pass reads the micro-batch, the step and the losses"
+    )]
+    fn micro_batch(
+        &self,
+        model: &Model,
+        dataset: &Dataset,
+        (batch, inputs, targets): (&MicroBatch, &Inputs, &MainTargets),
+        totals: &Totals,
+        on_batch: &BatchLosses,
+        feedback: &mut Feedback,
+        sum: &mut Accumulated,
+    ) -> Evaluated {
+        let last = model.blocks.len();
+        let reads_head = self.main != MainLoss::None || on_batch.reads_options();
+        let mut wanted: Vec<usize> = on_batch.layers().collect();
+        if reads_head {
+            wanted.push(last);
+        }
+        let forward = Forward::run(model, inputs, &wanted, self.recompute);
+        let early = (!self.main.is_linear() || on_batch.reads_options())
+            .then(|| log_probs(model, forward.hidden(last), &targets.targets));
+        if !on_batch.is_empty() {
+            let positions = &targets.targets.positions;
+            on_batch.over_a_batch(
+                batch,
+                |numbers, layer| pool(numbers, forward.hidden(layer), inputs),
+                || sums_by_sequence(batch, positions, early.as_deref().unwrap_or_default()),
+                feedback,
+                &mut sum.losses,
+            );
+        }
+        let mut at = Vec::new();
+        let mut evaluated = Evaluated::default();
+        if reads_head {
+            let (reference, whole) = (self.reference.as_ref(), (dataset, batch));
+            let evaluate = |log_probs: &[f32]| {
+                let models = (model, reference);
+                self.main
+                    .evaluate(models, whole, (targets, log_probs), self.weight, totals)
+            };
+            let mut weights = match &early {
+                Some(log_probs) => {
+                    evaluated = evaluate(log_probs);
+                    std::mem::take(&mut evaluated.weights)
+                }
+                None => self
+                    .main
+                    .linear_weights(dataset, batch, &targets.targets, self.weight, totals),
+            };
+            for (weight, position) in weights.iter_mut().zip(&targets.targets.positions) {
+                let sequence = sequence_of(batch, *position);
+                *weight -= feedback.by_sequence.get(sequence).copied().unwrap_or(0.0) as f32;
+            }
+            let (hidden, token_keys) = (forward.hidden(last), inputs.token_keys.as_deref());
+            let gradients = &mut sum.gradients;
+            let (log_probs, gradient) =
+                log_probs_with_gradient(model, hidden, &targets.targets, &weights, token_keys, gradients);
+            if early.is_none() {
+                evaluated = evaluate(&log_probs);
+            }
+            at.push((last, gradient));
+        }
+        for (index, by_pooled) in std::mem::take(&mut feedback.by_pooled) {
+            if let Some((numbers, layer)) = on_batch.middle_layer(index) {
+                at.push((layer, unpool(numbers, by_pooled, inputs, forward.hidden(layer))));
+            }
+        }
+        forward.backward(at, &mut sum.gradients);
+        evaluated
+    }
+}
+
+/// Sums by language, and the rewards of all.
+#[derive(Debug, Default)]
+pub struct Tally {
+    by_language: BTreeMap<String, (LanguageLoss, RewardSums)>,
+}
+
+/// Sums of rewards.
+#[derive(Clone, Copy, Debug, Default)]
+struct RewardSums {
+    sums: [f64; 2],
+    counts: [u64; 2],
+    wins: u64,
+    /// Whether the two answers of a pair were compared.
+    pairs: bool,
+}
+
+impl Tally {
+    /// Adds a micro-batch's samples to the sums of their languages.
+    pub fn add(
+        &mut self,
+        dataset: &Dataset,
+        batch: &MicroBatch,
+        targets: &MainTargets,
+        samples: &[Option<super::main_loss::SampleLoss>],
+    ) {
+        let mut tokens = vec![0u64; batch.sequences.len()];
+        for (position, in_answer) in targets.targets.positions.iter().zip(&targets.in_answer) {
+            tokens[sequence_of(batch, *position)] += u64::from(*in_answer);
+        }
+        for (index, (sequence, sample)) in batch.sequences.iter().zip(samples).enumerate() {
+            let language = dataset.languages()[usize::from(sequence.language)].clone();
+            let Some(sample) = sample else {
+                // A rejected answer's tokens belong to its pair; a wrong option's to nobody.
+                if samples
+                    .get(index.wrapping_sub(1))
+                    .is_some_and(|before| before.is_some_and(|s| s.rewards.is_some()))
+                {
+                    self.by_language.entry(language).or_default().0.tokens += tokens[index];
+                }
+                continue;
+            };
+            let (loss, rewards) = self.by_language.entry(language).or_default();
+            loss.samples += 1;
+            loss.tokens += tokens[index];
+            loss.loss += sample.loss + sample.likelihood;
+            if let Some(of) = sample.rewards {
+                rewards.add(of);
+            }
         }
     }
-    total
+
+    /// Means: losses per sample when `by_samples`, else per supervised token.
+    pub fn finish(self, by_samples: bool) -> (BTreeMap<String, LanguageLoss>, Option<Rewards>) {
+        let mut all = RewardSums::default();
+        let mut languages = BTreeMap::new();
+        for (language, (mut loss, rewards)) in self.by_language {
+            let count = if by_samples { loss.samples } else { loss.tokens };
+            loss.loss /= (count as f64).max(1.0);
+            loss.rewards = rewards.means();
+            all.merge(&rewards);
+            languages.insert(language, loss);
+        }
+        (languages, all.means())
+    }
+}
+
+impl RewardSums {
+    fn add(&mut self, rewards: [f64; 2]) {
+        for (side, reward) in rewards.into_iter().enumerate() {
+            if !reward.is_nan() {
+                self.sums[side] += reward;
+                self.counts[side] += 1;
+            }
+        }
+        if rewards.iter().all(|reward| !reward.is_nan()) {
+            self.pairs = true;
+            self.wins += u64::from(rewards[0] > rewards[1]);
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        for side in 0..2 {
+            self.sums[side] += other.sums[side];
+            self.counts[side] += other.counts[side];
+        }
+        self.wins += other.wins;
+        self.pairs |= other.pairs;
+    }
+
+    /// Means over what there is; of KTO's samples, which are no pairs, the accuracy is left out.
+    fn means(&self) -> Option<Rewards> {
+        if self.counts == [0, 0] {
+            return None;
+        }
+        let mean = |side: usize| (self.counts[side] > 0).then(|| self.sums[side] / self.counts[side] as f64);
+        let (chosen, rejected) = (mean(0), mean(1));
+        Some(Rewards {
+            chosen,
+            rejected,
+            margin: chosen.zip(rejected).map(|(chosen, rejected)| chosen - rejected),
+            accuracy: self.pairs.then(|| self.wins as f64 / self.counts[0] as f64),
+        })
+    }
 }
 
 /// The error for a loss or gradient that is not a finite number, with the samples and languages of the step.

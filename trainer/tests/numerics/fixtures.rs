@@ -187,3 +187,36 @@ pub(crate) fn check_loss_and_gradients(model: &Model, golden: &str, prefix: &str
     }
     gradients
 }
+
+/// The rows of a JSON lines file of the fixtures.
+pub(crate) fn rows(name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(path(name)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Compares the norm of all gradients, and those of an adapter's matrices that a case stores as `CASE.gradient.NAME`.
+pub(crate) fn check_gradients(
+    model: &Model,
+    gradients: &Gradients,
+    (file, case): (&TensorsFile, &str),
+    total: f64,
+    tolerance: f64,
+) {
+    let found = gradients.norm();
+    assert!(
+        (found / total - 1.0).abs() <= tolerance,
+        "{case}: gradient norm {found}, expected {total}"
+    );
+    let prefix = format!("{case}.gradient.base_model.model.");
+    let names: Vec<String> = file.names().filter(|name| name.starts_with(&prefix)).collect();
+    assert!(!names.is_empty(), "{case}: no gradient to compare with");
+    for name in names {
+        let expected = values(file, &name);
+        let found = gradient(model, gradients, name.strip_prefix(&prefix).unwrap());
+        let (off, limit) = (
+            distance(&found, &expected),
+            tolerance * norm(&expected).max(1e-3 * total),
+        );
+        assert!(off <= limit, "{name} is off by {off}, at most {limit}");
+    }
+}

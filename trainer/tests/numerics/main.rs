@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
 
 mod adapters;
+mod auxiliary;
 mod engine;
 mod fixtures;
 mod models;
+mod objectives;
 mod optimizers;

@@ -1,0 +1,198 @@
+//! Forward pass of one micro-batch up to the highest boundary that a loss reads, and the backward pass down from there.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{DType, IndexingUpdateOp, Tensor};
+
+use super::gradients::Gradients;
+use super::inputs::Inputs;
+use super::pass::Pass;
+use crate::models::Model;
+use crate::ops::seed::backward_from;
+
+/// What a block of the forward pass leaves for the backward pass.
+enum Kept<'a> {
+    /// Its input; the graph is made again from it.
+    Input(Box<Tensor<2>>),
+    /// Its graph.
+    Graph(Box<Part<'a>>),
+}
+
+/// The graph of one part.
+struct Part<'a> {
+    /// A leaf when something below needs its gradient, else a constant.
+    input: Tensor<2>,
+    output: Tensor<2>,
+    pass: Pass<'a>,
+}
+
+impl Part<'_> {
+    /// Adds the gradients of the part's parameters, and returns that of its input where asked for.
+    fn backward(self, gradient: Tensor<2>, gradients: &mut Gradients) -> Option<Tensor<2>> {
+        if !self.output.is_autodiff() {
+            return None;
+        }
+        let mut graph = backward_from(self.output, gradient);
+        self.pass.collect(&mut graph, gradients);
+        if self.input.is_autodiff() {
+            self.input.grad_remove(&mut graph)
+        } else {
+            None
+        }
+    }
+}
+
+/// A forward pass that a backward pass can follow. Boundaries are counted as hidden states are: 0 is the embedding's
+/// output, N the output of block N - 1, and L, the number of blocks, what the final norm makes of the last block's output.
+pub struct Forward<'a> {
+    model: &'a Model,
+    inputs: &'a Inputs,
+    /// The lowest block that something is trained in or below; the number of blocks when there is none.
+    lowest: usize,
+    trains_embedding: bool,
+    /// For each block from the lowest one on.
+    kept: Vec<Kept<'a>>,
+    /// The final norm, where the pass reaches it.
+    norm: Option<Part<'a>>,
+    hidden: BTreeMap<usize, Tensor<2>>,
+}
+
+impl<'a> Forward<'a> {
+    /// Runs the model up to the highest of the boundaries; the parts above do not run. `recompute`: only the inputs of
+    /// blocks are kept, and their graphs made again in the backward pass.
+    pub fn run(model: &'a Model, inputs: &'a Inputs, boundaries: &[usize], recompute: bool) -> Self {
+        let blocks = model.blocks.len();
+        let last = boundaries.iter().copied().max().unwrap_or(0);
+        let trains_embedding = model.parameters.get(model.embedding).trainable;
+        let lowest = if trains_embedding {
+            Some(0)
+        } else {
+            lowest_trainable_block(model)
+        };
+        let mut forward = Self {
+            model,
+            inputs,
+            lowest: lowest.unwrap_or(blocks),
+            trains_embedding,
+            kept: Vec::new(),
+            norm: None,
+            hidden: BTreeMap::new(),
+        };
+        let mut x = model.embed(inputs, &forward.pass(false));
+        for index in 0..blocks.min(last) {
+            forward.keep_hidden(index, &x, boundaries);
+            // Blocks below the lowest trainable parameter keep nothing.
+            if index >= forward.lowest && !recompute {
+                let part = forward.build(x, index);
+                x = part.output.clone().without_autodiff();
+                forward.kept.push(Kept::Graph(Box::new(part)));
+            } else {
+                if index >= forward.lowest {
+                    forward.kept.push(Kept::Input(Box::new(x.clone())));
+                }
+                x = model.blocks[index].forward(x, inputs, &forward.pass(false), None);
+            }
+        }
+        if last == blocks {
+            let (input, pass) = (forward.leaf(x, blocks), forward.pass(true));
+            let output = model.final_norm(input.clone(), &pass);
+            x = output.clone().without_autodiff();
+            forward.norm = Some(Part { input, output, pass });
+        }
+        forward.keep_hidden(last, &x, boundaries);
+        forward
+    }
+
+    /// The hidden state `[tokens, hidden]` of a boundary that was asked for, without a graph.
+    ///
+    /// # Panics
+    /// When the boundary was not asked for.
+    pub fn hidden(&self, boundary: usize) -> &Tensor<2> {
+        &self.hidden[&boundary]
+    }
+
+    /// Goes back from gradients `[tokens, hidden]` of the loss by hidden states, and adds the gradients of all trainable
+    /// parameters below them to `gradients`.
+    pub fn backward(mut self, at: Vec<(usize, Tensor<2>)>, gradients: &mut Gradients) {
+        let mut by_boundary = BTreeMap::<usize, Tensor<2>>::new();
+        for (boundary, gradient) in at {
+            let sum = match by_boundary.remove(&boundary) {
+                Some(sum) => sum + gradient,
+                None => gradient,
+            };
+            by_boundary.insert(boundary, sum);
+        }
+        let blocks = self.model.blocks.len();
+        let mut gradient = None;
+        if let (Some(norm), Some(above)) = (self.norm.take(), by_boundary.remove(&blocks)) {
+            gradient = norm.backward(above, gradients);
+        }
+        let kept = std::mem::take(&mut self.kept);
+        for (index, kept) in (self.lowest..self.lowest + kept.len()).zip(kept).rev() {
+            gradient = add(gradient, by_boundary.remove(&(index + 1)));
+            let Some(above) = gradient.take() else { continue };
+            let part = match kept {
+                Kept::Graph(part) => *part,
+                Kept::Input(x) => self.build(*x, index),
+            };
+            gradient = part.backward(above, gradients);
+        }
+        if self.trains_embedding
+            && let Some(gradient) = add(gradient, by_boundary.remove(&0))
+        {
+            self.embedding_gradient(gradient, gradients);
+        }
+    }
+
+    fn pass(&self, tracked: bool) -> Pass<'a> {
+        let token_keys = self.inputs.token_keys.clone();
+        Pass::new(&self.model.parameters, self.model.dtype, tracked, token_keys)
+    }
+
+    /// The input of part `index` needs a gradient when something below it is trained.
+    fn leaf(&self, x: Tensor<2>, index: usize) -> Tensor<2> {
+        if self.trains_embedding || index > self.lowest {
+            x.autodiff().require_grad()
+        } else {
+            x
+        }
+    }
+
+    fn build(&self, x: Tensor<2>, index: usize) -> Part<'a> {
+        let (input, pass) = (self.leaf(x, index), self.pass(true));
+        let output = self.model.blocks[index].forward(input.clone(), self.inputs, &pass, None);
+        Part { input, output, pass }
+    }
+
+    fn keep_hidden(&mut self, boundary: usize, x: &Tensor<2>, boundaries: &[usize]) {
+        if boundaries.contains(&boundary) {
+            self.hidden.insert(boundary, x.clone());
+        }
+    }
+
+    fn embedding_gradient(&self, gradient: Tensor<2>, gradients: &mut Gradients) {
+        let model = self.model;
+        let [_, hidden_size] = gradient.dims();
+        let vocabulary = model.config.vocab_size;
+        let rows = Tensor::<2>::zeros([vocabulary, hidden_size], (&model.device, DType::F32));
+        let ids = self.inputs.input_ids.clone();
+        let rows = rows.select_assign(0, ids, gradient.cast(DType::F32), IndexingUpdateOp::Add);
+        gradients.add(model.embedding, rows.reshape([vocabulary * hidden_size]));
+    }
+}
+
+fn add(one: Option<Tensor<2>>, other: Option<Tensor<2>>) -> Option<Tensor<2>> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one + other),
+        (one, other) => one.or(other),
+    }
+}
+
+fn lowest_trainable_block(model: &Model) -> Option<usize> {
+    model.blocks.iter().position(|block| {
+        block
+            .parameters()
+            .into_iter()
+            .any(|id| model.parameters.get(id).trainable)
+    })
+}

@@ -1,0 +1,189 @@
+//! The reference of preference objectives: a frozen model whose log-probabilities the policy's are compared with.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use interlingua_checkpoints::dtype::HostTensor;
+use interlingua_checkpoints::hub;
+use interlingua_checkpoints::peft::AdapterFolder;
+use interlingua_checkpoints::tensors::TensorsFile;
+use interlingua_checkpoints::write::write_tensors;
+use interlingua_data::batch::MicroBatch;
+use interlingua_data::dataset::Dataset;
+use interlingua_recipes::{Recipe, ReferenceAdapter};
+
+use super::setup::{Base, load_for_inference};
+use super::step::inputs_and_targets;
+use crate::adapters::attach::attach_folder;
+use crate::engine::head::log_probs;
+use crate::error::TrainError;
+use crate::models::Model;
+
+/// Tokens of one batch of the pass that fills the cache.
+const BATCH_TOKENS: usize = 4096;
+
+/// A frozen model, or what it said of every sample.
+#[derive(Clone)]
+pub enum Reference {
+    /// Asked for each batch.
+    Model(Arc<Model>),
+    /// Σ log p of the answers, by sample and part.
+    Cached(HashMap<(u64, u16), f64>),
+}
+
+impl Reference {
+    /// Σ log p of the answer of each sequence of a batch.
+    pub fn sums(&self, batch: &MicroBatch) -> Vec<f64> {
+        match self {
+            Self::Model(model) => answer_log_probs(model, batch),
+            Self::Cached(known) => {
+                let sum = |key: (u64, u16)| known.get(&key).copied().unwrap_or(f64::NAN);
+                let sequences = batch.sequences.iter();
+                sequences
+                    .map(|sequence| sum((sequence.sample, sequence.part)))
+                    .collect()
+            }
+        }
+    }
+
+    /// The log-probabilities of all samples of a dataset in place of the model, read from the output folder where an earlier
+    /// start of the run has left them; `name` tells datasets apart.
+    ///
+    /// # Errors
+    /// When the output folder cannot be written.
+    pub fn cached(&self, recipe: &Recipe, dataset: &Dataset, name: &str) -> Result<Self, TrainError> {
+        let Self::Model(model) = &self else {
+            return Ok(self.clone());
+        };
+        let path = recipe.output.join(format!("reference-{name}.safetensors"));
+        let keys: Vec<(u64, u16)> = (0..dataset.len())
+            .flat_map(|sample| {
+                (0..)
+                    .zip(dataset.parts(sample))
+                    .map(move |(part, _)| (sample as u64, part))
+            })
+            .collect();
+        let fingerprint = fingerprint(dataset);
+        if let Ok(file) = TensorsFile::open(&path)
+            && let Some(values) = file.read_f32(&fingerprint, &[keys.len()], "")?
+        {
+            return Ok(Self::Cached(
+                keys.into_iter().zip(values.into_iter().map(f64::from)).collect(),
+            ));
+        }
+        let mut sums = Vec::with_capacity(keys.len());
+        let mut open = MicroBatch::default();
+        for sample in 0..dataset.len() {
+            if open.tokens() + dataset.length(sample) > BATCH_TOKENS && open.tokens() > 0 {
+                sums.extend(answer_log_probs(model, &std::mem::take(&mut open)));
+            }
+            open.push_sample(dataset, sample);
+        }
+        if open.tokens() > 0 {
+            sums.extend(answer_log_probs(model, &open));
+        }
+        let values: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
+        let tensor = HostTensor::from_f32(vec![values.len()], &values);
+        write_tensors(&path, &[(fingerprint, tensor)].into())?;
+        // What was written is what later starts read, so this one counts with the same digits.
+        Ok(Self::Cached(
+            keys.into_iter().zip(values.into_iter().map(f64::from)).collect(),
+        ))
+    }
+}
+
+/// Equal for the same tokens in the same order.
+fn fingerprint(dataset: &Dataset) -> String {
+    let mut state = 0u64;
+    for sample in 0..dataset.len() {
+        let (ids, labels) = dataset.tokens(sample);
+        let words = ids
+            .iter()
+            .map(|id| u64::from(*id))
+            .chain(labels.iter().map(|label| *label as u64));
+        state = words.fold(crate::random::mix(state ^ 1), |state, word| {
+            crate::random::mix(state ^ word)
+        });
+    }
+    format!("answers.{state:016x}")
+}
+
+/// Σ log p of the supervised tokens of each sequence, without gradients or dropout.
+pub fn answer_log_probs(model: &Model, batch: &MicroBatch) -> Vec<f64> {
+    let (inputs, targets) = inputs_and_targets(model, batch);
+    let hidden = model.last_hidden_state(&inputs, None);
+    let log_probs = log_probs(model, &hidden, &targets);
+    sums_by_sequence(batch, &targets.positions, &log_probs)
+}
+
+/// Sums of values at positions, by the sequence that the position lies in.
+pub fn sums_by_sequence(batch: &MicroBatch, positions: &[u32], values: &[f32]) -> Vec<f64> {
+    let mut sums = vec![0.0; batch.sequences.len()];
+    for (position, value) in positions.iter().zip(values) {
+        sums[sequence_of(batch, *position)] += f64::from(*value);
+    }
+    sums
+}
+
+/// The sequence that a position lies in.
+pub fn sequence_of(batch: &MicroBatch, position: u32) -> usize {
+    batch
+        .sequences
+        .partition_point(|sequence| sequence.start <= position as usize)
+        - 1
+}
+
+/// The reference that a recipe names, made from the model as it stands before the first step.
+///
+/// # Errors
+/// When a model or adapter it names is not there, or has another vocabulary.
+pub fn reference(recipe: &Recipe, base: &Base, model: &Model) -> Result<Model, TrainError> {
+    let wanted = recipe.reference.clone().unwrap_or_default();
+    let mut reference = if !wanted.model.is_empty() {
+        check_vocabulary(recipe, &wanted.model, base)?;
+        load_for_inference(&wanted.model, &[], recipe.model.dtype, recipe.model.device)?.0
+    } else if wanted.adapter() == ReferenceAdapter::Initial {
+        model.clone()
+    } else if recipe.adapter.init_from.is_some() && !recipe.adapter.modules_to_save.is_empty() {
+        // The adapter has replaced modules of the base, so the bare base is read again.
+        base.load_bare(recipe)?
+    } else {
+        model.without_adapter()
+    };
+    if let ReferenceAdapter::Folder(folder) = wanted.adapter() {
+        attach_folder(&mut reference, &AdapterFolder::open(folder)?, 0.0, false)?;
+    }
+    reference.freeze();
+    Ok(reference)
+}
+
+/// Checks that a reference of its own speaks the same tokens.
+///
+/// # Errors
+/// When it does not.
+pub fn check_vocabulary(recipe: &Recipe, reference: &str, base: &Base) -> Result<(), TrainError> {
+    let path = hub::resolve(reference)?;
+    let (config, _) = interlingua_checkpoints::config::ModelConfig::read(&path)?;
+    let differs = |what: String| {
+        Err(TrainError::Setup(format!(
+            "reference.model = {reference:?} has {what} than model.path = {:?}, so their log-probabilities cannot be \
+             compared; use a reference with the same vocabulary, or leave reference.model out",
+            recipe.model.path
+        )))
+    };
+    if config.vocab_size != base.config.vocab_size {
+        return differs(format!(
+            "another vocabulary ({} tokens, not {})",
+            config.vocab_size, base.config.vocab_size
+        ));
+    }
+    let vocabulary = |folder: &std::path::Path| -> Option<serde_json::Value> {
+        let text = std::fs::read_to_string(folder.join("tokenizer.json")).ok()?;
+        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+        json.pointer("/model/vocab").cloned()
+    };
+    match (vocabulary(&path), vocabulary(&base.path)) {
+        (Some(one), Some(other)) if one != other => differs("another tokenizer".into()),
+        _ => Ok(()),
+    }
+}
