@@ -1,14 +1,14 @@
 //! What `validate` and `prepare` share: a recipe's model opened, its data tokenised, the length of the run known.
 
-use std::collections::BTreeMap;
-
 use interlingua_checkpoints::peft::AdapterFolder;
 use interlingua_data::cache::default_folder;
-use interlingua_data::order::{Order, Plan, Planned};
+use interlingua_data::order::{Plan, Planned};
 use interlingua_data::prepare::{Prepared, prepare};
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{AdapterKind, Recipe};
+use interlingua_recipes::{AdapterKind, Recipe, Reference, ReferenceAdapter};
 use interlingua_trainer::train::evaluate::Evaluator;
+use interlingua_trainer::train::plan::DataPlan;
+use interlingua_trainer::train::reference;
 use interlingua_trainer::train::setup::Base;
 use serde_json::{Value, json};
 
@@ -62,6 +62,14 @@ pub(crate) fn ready(recipe: &Recipe, global: &Global) -> Result<Vec<Ready>, Fail
             .get(index)
             .map(|stage| stage.name.clone())
             .unwrap_or_default();
+        if let Some(reference) = &mut stage.reference
+            && let ReferenceAdapter::Folder(path) = reference.adapter()
+            && index > 0
+            && path.starts_with(&recipe.output)
+            && !path.exists()
+        {
+            *reference = Reference::default();
+        }
         stages.push(ready_stage(name, &stage, global)?);
     }
     Ok(stages)
@@ -81,9 +89,9 @@ fn ready_stage(stage: String, recipe: &Recipe, global: &Global) -> Result<Ready,
     );
     preparation.finish();
     let mut data = data.map_err(Failure::usage)?;
-    let (order, steps) = Order::for_recipe(recipe, &data.train, 1).map_err(Failure::usage)?;
-    data.report.notes.extend_from_slice(order.notes());
-    let plan = order.plan_shares(&data.train, steps, 1);
+    let plan = DataPlan::of(recipe, base.config.num_hidden_layers, &data)?;
+    data.report.notes.extend(plan.notes());
+    data.report.notes.extend(reference::check(recipe, &base)?);
     if let Some(adapter) = recipe
         .adapter
         .init_from
@@ -93,13 +101,14 @@ fn ready_stage(stage: String, recipe: &Recipe, global: &Global) -> Result<Ready,
         AdapterFolder::open(adapter).map_err(Failure::usage)?;
     }
     Evaluator::new(recipe, &tokenizer, &base.config)?;
+    let shares = plan.shares_of_the_run(&data.train);
     Ok(Ready {
         stage,
         tokenizer,
         data,
-        steps,
-        fill_rate: order.fill_rate(),
-        plan,
+        steps: plan.total_steps,
+        fill_rate: plan.fill_rate(),
+        plan: shares,
         mixed: recipe.data.mix.is_active(),
     })
 }
@@ -182,17 +191,10 @@ impl Ready {
     /// Everything for `--json`.
     pub(crate) fn json(&self) -> Value {
         let (samples, held_out) = self.samples();
-        let planned = |planned: &BTreeMap<String, Planned>| -> BTreeMap<String, Value> {
-            let value = |planned: &Planned| json!({ "asked": planned.asked, "reached": planned.reached, "epochs": planned.epochs });
-            planned
-                .iter()
-                .map(|(name, planned)| (name.clone(), value(planned)))
-                .collect()
-        };
         json!({
             "stage": self.stage, "samples": samples, "held_out": held_out, "steps": self.steps, "fill_rate": self.fill_rate,
             "by_language": self.data.report.by_language(), "sources": self.data.report.sources, "notes": self.notes(),
-            "shares": { "by_language": planned(&self.plan.languages), "by_source": planned(&self.plan.sources) },
+            "shares": self.plan,
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use interlingua_recipes::MixUnit;
+use serde::{Deserialize, Serialize};
 
 use crate::dataset::Dataset;
 
@@ -14,7 +15,7 @@ pub struct Shares {
 }
 
 /// The share of one class.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Share {
     /// What the recipe asks for at this step.
     pub asked: f64,
@@ -23,16 +24,18 @@ pub struct Share {
 }
 
 /// What a whole run reads.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Plan {
     /// By language.
+    #[serde(rename = "by_language")]
     pub languages: BTreeMap<String, Planned>,
     /// By source.
+    #[serde(rename = "by_source")]
     pub sources: BTreeMap<String, Planned>,
 }
 
 /// What a whole run reads of one language or source.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Planned {
     /// The share that the recipe asks for, as a mean over the run; none when it asks for none.
     pub asked: Option<f64>,

@@ -47,6 +47,17 @@ pub(super) fn check(recipe: &Recipe, findings: &mut Vec<Finding>) {
         );
         findings.push(Finding::at("reference", &message));
     }
+    if objective.kind == ObjectiveKind::Kto {
+        if recipe.train.batch_size < 2 {
+            let message =
+                "is 1, but kto measures its divergence over mismatched samples of a micro-batch. Write 2 or more.";
+            findings.push(Finding::at("train.batch_size", message));
+        }
+        if recipe.reference.as_ref().is_some_and(|reference| reference.cache) {
+            let message = "cannot hold what kto asks its reference: samples that each batch mixes anew. Write false.";
+            findings.push(Finding::at("reference.cache", message));
+        }
+    }
     for (index, auxiliary) in objective.auxiliary.iter().enumerate() {
         one_auxiliary(recipe, &format!("objective.auxiliary.{index}"), auxiliary, findings);
     }

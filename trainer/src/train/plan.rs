@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use interlingua_data::dataset::Dataset;
-use interlingua_data::order::{Order, Share};
+use interlingua_data::order::{Order, Plan, Share};
 use interlingua_data::prepare::Prepared;
 use interlingua_recipes::{Length, Recipe};
 
@@ -68,14 +68,13 @@ impl DataPlan {
         self.notes.iter().cloned()
     }
 
-    /// The order of the main data, where there is a main loss.
-    pub fn order(&self) -> Option<&Order> {
-        self.order.as_ref()
-    }
-
-    /// Steps of the run that read main data, counted whole.
-    pub fn main_steps(&self) -> u64 {
-        self.units.main_steps_in(self.total_steps)
+    /// What the whole run reads of each language and source of the main data.
+    pub fn shares_of_the_run(&self, train: &Dataset) -> Plan {
+        let steps = self.units.main_steps_in(self.total_steps);
+        let order = self.order.as_ref();
+        order
+            .map(|order| order.plan_shares(train, steps, 1))
+            .unwrap_or_default()
     }
 
     /// Share of the places of packed rows that hold a token; 1 without main data.

@@ -133,6 +133,28 @@ pub fn sequence_of(batch: &MicroBatch, position: u32) -> usize {
         - 1
 }
 
+/// Checks what can be checked of a recipe's reference without a model, and gives what a person should know.
+///
+/// # Errors
+/// When a model or adapter that it names is not there, or has another vocabulary.
+pub fn check(recipe: &Recipe, base: &Base) -> Result<Option<String>, TrainError> {
+    if !recipe.objective.kind.needs_reference() {
+        return Ok(None);
+    }
+    let Some(reference) = &recipe.reference else {
+        let note = "The run goes on from an adapter, but there is no [reference]: preferences are compared with the bare \
+                    base, not with that adapter. Write reference.adapter = \"initial\" to compare with it.";
+        return Ok(recipe.adapter.init_from.is_some().then(|| note.to_owned()));
+    };
+    if !reference.model.is_empty() {
+        check_vocabulary(recipe, &reference.model, base)?;
+    }
+    if let ReferenceAdapter::Folder(folder) = reference.adapter() {
+        AdapterFolder::open(folder)?;
+    }
+    Ok(None)
+}
+
 /// The reference that a recipe names, made from the model as it stands before the first step.
 ///
 /// # Errors
@@ -140,7 +162,6 @@ pub fn sequence_of(batch: &MicroBatch, position: u32) -> usize {
 pub fn reference(recipe: &Recipe, base: &Base, model: &Model) -> Result<Model, TrainError> {
     let wanted = recipe.reference.clone().unwrap_or_default();
     let mut reference = if !wanted.model.is_empty() {
-        check_vocabulary(recipe, &wanted.model, base)?;
         load_for_inference(&wanted.model, &[], recipe.model.dtype, recipe.model.device)?.0
     } else if wanted.adapter() == ReferenceAdapter::Initial {
         model.clone()
@@ -158,10 +179,7 @@ pub fn reference(recipe: &Recipe, base: &Base, model: &Model) -> Result<Model, T
 }
 
 /// Checks that a reference of its own speaks the same tokens.
-///
-/// # Errors
-/// When it does not.
-pub fn check_vocabulary(recipe: &Recipe, reference: &str, base: &Base) -> Result<(), TrainError> {
+fn check_vocabulary(recipe: &Recipe, reference: &str, base: &Base) -> Result<(), TrainError> {
     let path = hub::resolve(reference)?;
     let (config, _) = interlingua_checkpoints::config::ModelConfig::read(&path)?;
     let differs = |what: String| {

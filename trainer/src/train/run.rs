@@ -18,7 +18,7 @@ use super::evaluate::{Evaluator, improves};
 use super::main_loss::MainLoss;
 use super::metrics::{EventRow, Metrics, Row, TrainRow};
 use super::plan::DataPlan;
-use super::reference::{Reference, reference};
+use super::reference::{Reference, check, reference};
 use super::selection::Selection;
 use super::setup::Base;
 use super::step::{Accumulated, Losses, StepData, StepKey, not_finite};
@@ -74,6 +74,7 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     )?;
     let plan = DataPlan::of(recipe, base.config.num_hidden_layers, &data)?;
     data.report.notes.extend(plan.notes());
+    data.report.notes.extend(check(recipe, &base)?);
     notes_on(&data.report)
         .into_iter()
         .for_each(|note| observe(Event::Note(note)));
@@ -261,7 +262,8 @@ impl Run<'_> {
             self.evaluate(evaluator, observe)?;
         }
         self.save(observe)?;
-        let summary = Summary::of_rows(&self.rows, true, self.state.stopped_early);
+        let mut summary = Summary::of_rows(&self.rows, true, self.state.stopped_early);
+        summary.shares = self.plan.shares_of_the_run(&self.data.train);
         let (recipe, base) = (self.recipe, &self.base);
         write_results(recipe, base, &self.model, &self.selection, &summary)?;
         summary.write(&self.recipe.output)?;

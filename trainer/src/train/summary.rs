@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use interlingua_checkpoints::atomic::write_atomically;
+use interlingua_data::order::Plan;
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{EvalRow, LanguageLoss, Row};
+use super::metrics::{EvalRow, LanguageLoss, Rewards, Row};
 use crate::error::TrainError;
 
 /// Totals of a run.
@@ -32,6 +33,15 @@ pub struct Summary {
     pub loss: f64,
     /// Tokens and samples of the run by language, with the mean loss of the last tenth of its steps.
     pub by_language: BTreeMap<String, LanguageLoss>,
+    /// Shares asked and reached over the run, and how often samples were seen, by language and source.
+    #[serde(default)]
+    pub shares: Plan,
+    /// Rewards of the last step's preferences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewards: Option<Rewards>,
+    /// Each loss of the last step by name, weights not applied.
+    #[serde(default)]
+    pub losses: BTreeMap<String, f64>,
     /// The first and the last evaluation of each task.
     pub evaluations: BTreeMap<String, FirstAndLast>,
 }
@@ -63,6 +73,7 @@ impl Summary {
                 let total = by_language.entry(language.clone()).or_default();
                 total.tokens += loss.tokens;
                 total.samples += loss.samples;
+                total.rewards = loss.rewards.or(total.rewards);
                 if index >= tail {
                     let sum = weighted.entry(language).or_default();
                     sum.0 += loss.loss * loss.tokens as f64;
@@ -104,6 +115,9 @@ impl Summary {
             wall_seconds: rows.iter().map(Row::time).fold(0.0, f64::max),
             loss: trained.last().map_or(0.0, |row| row.loss),
             by_language,
+            shares: Plan::default(),
+            rewards: trained.last().and_then(|row| row.rewards),
+            losses: trained.last().map(|row| row.losses.clone()).unwrap_or_default(),
             evaluations,
         }
     }
