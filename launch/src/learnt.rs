@@ -8,12 +8,22 @@ use interlingua_trainer::train::summary::Summary;
 use crate::table::{self, Table};
 
 /// The metrics that are shown; the others follow from these and stand in `metrics.jsonl`.
-pub(crate) const METRICS: [&str; 2] = ["loss", "exact_match"];
+pub(crate) const METRICS: [&str; 4] = ["loss", "exact_match", "accuracy", "margin"];
 
-/// A row for each language: samples and supervised tokens trained on, and each metric before and after.
+/// A row for each language: samples and supervised tokens trained on, the share asked and reached where the recipe asks for
+/// one, rewards of the last step's preferences, and each metric before and after.
 pub(crate) fn table(summary: &Summary) -> Table {
     let columns = columns(summary);
     let mut headers = vec!["language".to_owned(), "samples".to_owned(), "tokens".to_owned()];
+    let shares = &summary.shares.languages;
+    let mixed = shares.values().any(|share| share.asked.is_some());
+    if mixed {
+        headers.extend(["asked", "reached"].map(str::to_owned));
+    }
+    let rewarded = summary.by_language.values().any(|trained| trained.rewards.is_some());
+    if rewarded {
+        headers.push("reward margin".to_owned());
+    }
     headers.extend(columns.iter().map(|(task, metric)| {
         let alone = columns.iter().filter(|(_, other)| other == metric).count() == 1;
         let metric = metric.replace('_', " ");
@@ -22,11 +32,19 @@ pub(crate) fn table(summary: &Summary) -> Table {
     let mut table = Table::new(headers);
     for language in languages(summary) {
         let trained = summary.by_language.get(language).copied().unwrap_or_default();
-        let counts = [
+        let mut counts = vec![
             language.to_owned(),
             table::count(trained.samples),
             table::count(trained.tokens),
         ];
+        if mixed {
+            let share = shares.get(language);
+            counts.push(table::percent(share.and_then(|share| share.asked)));
+            counts.push(table::percent(share.map(|share| share.reached)));
+        }
+        if rewarded {
+            counts.push(table::decimal(trained.rewards.and_then(|rewards| rewards.margin)));
+        }
         let changes = columns.iter().map(|(task, metric)| {
             let evaluation = &summary.evaluations[*task];
             let number = |row: &EvalRow| {
@@ -44,7 +62,8 @@ pub(crate) fn table(summary: &Summary) -> Table {
         table.row(counts.into_iter().chain(changes));
     }
     if !columns.is_empty() {
-        let blank = ["mean".to_owned(), String::new(), String::new()];
+        let mut blank = vec!["mean".to_owned(), String::new(), String::new()];
+        blank.extend(vec![String::new(); 2 * usize::from(mixed) + usize::from(rewarded)]);
         let means = columns.iter().map(|(task, metric)| {
             let evaluation = &summary.evaluations[*task];
             let number = |row: &EvalRow| row.mean.get(*metric).copied();

@@ -106,8 +106,9 @@ impl<'a> Watch<'a> {
             self.started = Instant::now() - Duration::from_secs_f64(row.step_seconds.max(0.0));
         }
         let speed = format!(
-            "loss {:.4}  {} tokens/s",
+            "loss {:.4}{}  {} tokens/s",
             row.loss,
+            parts(row),
             table::count(row.tokens_per_second.round() as u64)
         );
         if let Some(bar) = &self.bar {
@@ -218,4 +219,24 @@ fn one_line(text: &str) -> String {
     } else {
         flat.chars().take(LONGEST).chain(['…']).collect()
     }
+}
+
+/// What a step's loss is made of, where that is more than one, and how preferences stand.
+fn parts(row: &TrainRow) -> String {
+    let mut text = String::new();
+    if row.losses.len() > 1 {
+        let losses: Vec<String> = row
+            .losses
+            .iter()
+            .map(|(name, loss)| format!("{name} {loss:.4}"))
+            .collect();
+        text.push_str(&format!(" ({})", losses.join(", ")));
+    }
+    if let Some(rewards) = &row.rewards {
+        let numbers = [("margin", rewards.margin), ("accuracy", rewards.accuracy)];
+        for (name, number) in numbers.into_iter().filter_map(|(name, number)| Some((name, number?))) {
+            text.push_str(&format!("  {name} {number:.3}"));
+        }
+    }
+    text
 }
