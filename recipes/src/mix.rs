@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 pub struct Mix {
     /// What has a share: languages or sources.
     pub by: MixBy,
-    /// The share of each, such as { en = 0.4, ar = 0.6 }; "*" is shared evenly by all that are not named. Shares that do
-    /// not sum to 1 are scaled, with a warning.
+    /// The share of each, such as { en = 0.4, ar = 0.6 }; "*" is shared evenly by all that are not named, and without it they
+    /// are left out. Shares that do not sum to 1 are scaled, with a note.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub ratios: BTreeMap<String, f64>,
     /// In place of ratios: shares proportional to n^(1/T), n being the units that each has (Arivazhagan et al. 2019).

@@ -12,7 +12,8 @@ pub struct Parallel {
     /// The language that the others are tied to.
     #[schemars(length(min = 1))]
     pub anchor: String,
-    /// Groups in one optimizer step, over all processes; their rows are cut into micro-batches of train.batch_size.
+    /// Groups in one optimizer step, over all processes; their rows are cut into micro-batches of train.batch_size. A row is one
+    /// sample: data.packing and train.gradient_accumulation are not read.
     #[schemars(range(min = 1))]
     pub groups_per_batch: usize,
     /// Languages of each group that are used, the anchor always among them. 0: all.
@@ -56,6 +57,6 @@ pub enum Arrangement {
     NoAnchor,
     /// The same samples as with groups, in random order.
     Shuffled,
-    /// Each batch in one language.
+    /// Each batch in one language, of as many rows as a batch of whole groups.
     SameLanguage,
 }

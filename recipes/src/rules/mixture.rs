@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use oxilangtag::LanguageTag;
+
 use super::tag;
 use crate::error::Finding;
 use crate::mix::MixBy;
@@ -49,8 +51,15 @@ pub(super) fn check(recipe: &Recipe, findings: &mut Vec<Finding>) {
 
 fn ratios(recipe: &Recipe, key: &str, ratios: &BTreeMap<String, f64>, findings: &mut Vec<Finding>) {
     let sources: Vec<&str> = recipe.data.sources.iter().map(|source| source.name.as_str()).collect();
+    let mut languages = BTreeMap::new();
     for (name, ratio) in ratios {
         let key = format!("{key}.{name}");
+        if recipe.data.mix.by == MixBy::Language
+            && let Some(first) = languages.insert(canonical(name), name)
+        {
+            let message = format!("and {first:?} are one language. Give it one share.");
+            findings.push(Finding::at(&key, &message));
+        }
         if !(ratio.is_finite() && *ratio >= 0.0) {
             findings.push(Finding::at(&key, &format!("is {ratio}, but a share is 0 or more.")));
         }
@@ -72,14 +81,20 @@ fn ratios(recipe: &Recipe, key: &str, ratios: &BTreeMap<String, f64>, findings: 
     }
 }
 
+/// The tag in canonical case, so that two spellings of one language are one language.
+fn canonical(tag: &str) -> String {
+    LanguageTag::parse_and_normalize(tag).map_or_else(|_| tag.to_owned(), LanguageTag::into_inner)
+}
+
 fn parallel(recipe: &Recipe, findings: &mut Vec<Finding>) {
     let Some(parallel) = &recipe.data.parallel else {
         return;
     };
+    let named: Vec<String> = parallel.languages.iter().map(|language| canonical(language)).collect();
     for (index, language) in parallel.languages.iter().enumerate() {
         let key = format!("data.parallel.languages.{index}");
         tag(&key, language, findings);
-        if parallel.languages[..index].contains(language) {
+        if named[..index].contains(&named[index]) {
             findings.push(Finding::at(
                 &key,
                 &format!("names {language:?} a second time. Keep one."),
@@ -87,8 +102,7 @@ fn parallel(recipe: &Recipe, findings: &mut Vec<Finding>) {
         }
     }
     tag("data.parallel.anchor", &parallel.anchor, findings);
-    let named = &parallel.languages;
-    if !named.is_empty() && !named.contains(&parallel.anchor) {
+    if !named.is_empty() && !named.contains(&canonical(&parallel.anchor)) {
         let message = format!(
             "is {:?}, which is not among data.parallel.languages. Add it there, or name another anchor.",
             parallel.anchor
