@@ -306,7 +306,7 @@ prop_compose! {
             let overlay = toml::toml! { seed = 3
  train.steps = 2
  optimizer.eps = 0.5 };
-            recipe.stage = vec![Stage { name: "one".into(), from: None, overlay }];
+            recipe.stage = vec![Stage { name: "one".into(), from: None, merge: None, overlay }];
         }
         recipe
     }

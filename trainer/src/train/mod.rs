@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod evaluate;
+pub mod merge;
 pub mod metrics;
 pub mod run;
 pub mod selection;
@@ -130,7 +131,11 @@ pub fn train(
                 count,
             });
         }
-        match run::run(stage, stop, observe)? {
+        let outcome = match &stage.merge {
+            Some(merge) => merge::run(stage, merge, observe)?,
+            None => run::run(stage, stop, observe)?,
+        };
+        match outcome {
             Outcome::Stopped => return Ok(Outcome::Stopped),
             Outcome::Finished => last = Outcome::Finished,
             Outcome::AlreadyFinished => {}
