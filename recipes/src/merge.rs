@@ -23,14 +23,15 @@ pub struct Merge {
     pub of: Vec<String>,
     /// A weight for each of them, in the same order; they are divided by their sum. Absent: all alike.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Vec<f64>")]
     pub weights: Option<Vec<f64>>,
     /// Share of the entries of a task vector that "ties" and "dare-ties" keep. Absent: 0.2 for "ties", 0.5 for "dare-ties".
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
+    #[schemars(with = "f64", range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     pub density: Option<f64>,
     /// What "ties" and "dare-ties" multiply the merged task vector by. Absent: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    #[schemars(with = "f64", extend("exclusiveMinimum" = 0.0))]
     pub scale: Option<f64>,
     /// The model that the task vectors of "ties" and "dare-ties" start from, a folder (relative to the recipe file) or a hub id.
     /// Absent: the model that the merged stages started from.
@@ -160,12 +161,12 @@ fn numbers(merge: &Merge, findings: &mut Vec<Finding>) {
     let method = merge.method.name();
     let mut find = |key: &str, message: String| findings.push(Finding::at(&format!("merge.{key}"), &message));
     if count < 2 {
-        find("of", format!("names {count} stages, but a merge takes two or more."));
+        find("of", format!("is a list of {count}, but must name two stages or more."));
     } else if merge.method == MergeMethod::Slerp && count != 2 {
         find(
             "of",
             format!(
-                "names {count} stages, but slerp merges two. Merge two and then the result with the next, or use linear."
+                "is a list of {count}, but slerp merges two. Merge two and then the result with the next, or use linear."
             ),
         );
     }
@@ -173,7 +174,10 @@ fn numbers(merge: &Merge, findings: &mut Vec<Finding>) {
     if merge.weights.is_some() && weights.len() != count {
         find(
             "weights",
-            format!("has {} numbers for {count} stages. Write one for each.", weights.len()),
+            format!(
+                "is a list of {}, but must have a number for each of the {count} stages.",
+                weights.len()
+            ),
         );
     } else if weights.iter().any(|weight| *weight < 0.0) {
         find(

@@ -23,14 +23,14 @@ use crate::{output, table};
     interlingua merge --method linear --weights 0.7,0.3 --out runs/merged runs/task/adapter runs/align/adapter")]
 pub(crate) struct Arguments {
     /// The models (folders or hub ids), or the adapter folders, two or more
-    #[arg(value_name = "DIR", required = true)]
+    #[arg(value_name = "DIR")]
     inputs: Vec<PathBuf>,
     /// linear, slerp, ties or dare-ties
     #[arg(long, value_name = "METHOD")]
     method: Method,
-    /// A weight for each, separated by commas, in the order of the folders; divided by their sum [default: all alike]
-    #[arg(long, value_name = "W,W", value_delimiter = ',', allow_hyphen_values = true)]
-    weights: Option<Vec<f64>>,
+    /// A weight for each, in the order of the folders, with commas or spaces between; divided by their sum [default: all alike]
+    #[arg(long, value_name = "W,W", num_args = 1.., allow_negative_numbers = true)]
+    weights: Vec<String>,
     /// The model that all started from: what ties and dare-ties of models need
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
@@ -57,16 +57,17 @@ pub(crate) struct Arguments {
 /// # Errors
 /// With exit code 2 when the folders do not fit together and nothing was written, 1 when writing fails.
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
+    let (weights, inputs) = weights_and_inputs(&arguments.weights, &arguments.inputs)?;
     let options = Options {
         method: arguments.method,
-        weights: arguments.weights.clone(),
+        weights: (!arguments.weights.is_empty()).then_some(weights),
         density: arguments.density,
         scale: arguments.scale,
         seed: arguments.seed,
         combination: arguments.combination,
     };
     check_out(&arguments.out).map_err(Failure::usage)?;
-    let merge = Merge::open(&arguments.inputs, arguments.base.as_deref(), &options).map_err(Failure::usage)?;
+    let merge = Merge::open(&inputs, arguments.base.as_deref(), &options).map_err(Failure::usage)?;
     merge.notes().iter().for_each(|note| tracing::warn!("{note}"));
     let report = merge.write(&arguments.out).map_err(Failure::running)?;
     let settings = merge.settings();
@@ -75,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
         Kind::Adapters => "adapter",
     };
     if global.json {
-        let parents = arguments.inputs.iter().zip(&settings.weights).zip(&report.distances);
+        let parents = inputs.iter().zip(&settings.weights).zip(&report.distances);
         let parents: Vec<_> = parents
             .map(|((path, weight), distance)| json!({ "path": path, "weight": weight, "distance": distance }))
             .collect();
@@ -89,7 +90,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
         return Ok(Exit::Done);
     }
     let mut table = table::Table::new(["parent", "weight", "relative distance"]);
-    for ((path, weight), distance) in arguments.inputs.iter().zip(&settings.weights).zip(&report.distances) {
+    for ((path, weight), distance) in inputs.iter().zip(&settings.weights).zip(&report.distances) {
         table.row([
             path.display().to_string(),
             format!("{weight:.4}"),
@@ -105,4 +106,51 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
         settings.describe()
     ))?;
     Ok(Exit::Done)
+}
+
+/// Weights with spaces between them take the folders that follow for more of their kind: what is no number is a folder.
+fn weights_and_inputs(weights: &[String], inputs: &[PathBuf]) -> Result<(Vec<f64>, Vec<PathBuf>), Failure> {
+    let mut numbers = Vec::new();
+    let mut folders = Vec::new();
+    for text in weights {
+        let parts: Result<Vec<f64>, _> = text.split(',').map(|part| part.trim().parse::<f64>()).collect();
+        match parts {
+            Ok(parts) => numbers.extend(parts),
+            Err(_) => folders.push(PathBuf::from(text)),
+        }
+    }
+    match (folders.is_empty(), inputs.is_empty()) {
+        (true, _) => Ok((numbers, inputs.to_vec())),
+        (false, true) => Ok((numbers, folders)),
+        (false, false) => Err(Failure::usage(format!(
+            "Some folders stand behind --weights ({}) and some elsewhere, so that their order is not clear. Write all of them at the end, \
+             behind --out.",
+            folders[0].display()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_may_have_commas_or_spaces_and_folders_behind_them() {
+        let read = |weights: &[&str], inputs: &[&str]| {
+            let weights: Vec<String> = weights.iter().map(ToString::to_string).collect();
+            let inputs: Vec<PathBuf> = inputs.iter().map(PathBuf::from).collect();
+            weights_and_inputs(&weights, &inputs)
+        };
+        let folders = vec![PathBuf::from("a"), PathBuf::from("b")];
+        let expected = (vec![0.7, 0.3], folders);
+        assert_eq!(read(&["0.7,0.3"], &["a", "b"]).unwrap(), expected);
+        assert_eq!(read(&["0.7", "0.3"], &["a", "b"]).unwrap(), expected);
+        assert_eq!(read(&["0.7", "0.3", "a", "b"], &[]).unwrap(), expected);
+        assert!(
+            read(&["0.7", "0.3", "a"], &["b"])
+                .unwrap_err()
+                .message
+                .contains("order")
+        );
+    }
 }
