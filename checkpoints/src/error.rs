@@ -77,6 +77,9 @@ pub enum CheckpointError {
         /// Why not, and what to do.
         reason: String,
     },
+    /// What is to be merged does not fit together.
+    #[error("{0}")]
+    Merge(String),
     /// A writer of the caller failed.
     #[error("{0}")]
     Other(String),

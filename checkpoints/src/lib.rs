@@ -1,7 +1,8 @@
 //! Files of models and runs, in and out, on the host: Hugging Face model folders, PEFT adapters, checkpoints of a run.
 //!
 //! Nothing here knows of tensors on a device. [`model_folder`] reads models, [`config`] their shape, [`peft`] adapters,
-//! [`hub`] finds a model by its id, [`mod@write`] writes safetensors, [`run_state`] keeps checkpoints complete or absent.
+//! [`hub`] finds a model by its id, [`merge`] makes one model or adapter of several, [`mod@write`] writes safetensors,
+//! [`run_state`] keeps checkpoints complete or absent.
 
 pub mod atomic;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod error;
 #[cfg(feature = "hub")]
 mod fetch;
 pub mod hub;
+pub mod merge;
 pub mod model_folder;
 pub mod peft;
 pub mod rope;

@@ -7,7 +7,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::atomic::write_atomically;
-use crate::dtype::HostTensor;
+use crate::dtype::{Dtype, HostTensor};
 use crate::error::CheckpointError;
 use crate::tensors::TensorsFile;
 use crate::write::{pretty, write_tensors};
@@ -244,6 +244,26 @@ impl AdapterFolder {
     /// Its config.
     pub fn config(&self) -> &AdapterConfig {
         &self.config
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of all tensors, without `base_model.model.`.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.keys.keys().map(String::as_str)
+    }
+
+    /// Shape of a tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.file.shape(self.keys.get(name)?)
+    }
+
+    /// Number format of a tensor.
+    pub fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.file.dtype(self.keys.get(name)?)
     }
 
     /// The rank of a module's adapter: the first extent of its A.

@@ -31,6 +31,9 @@ impl TensorSpec {
 /// Makes the tensor of a spec; called once for each, in order, so that only one is in memory.
 pub type Produce<'a> = &'a mut dyn FnMut(&TensorSpec) -> Result<HostTensor, CheckpointError>;
 
+/// Largest file of a model folder.
+pub const MAX_SHARD_BYTES: usize = 5_000_000_000;
+
 /// Files of a model folder that belong to the tokenizer or to generation, and go along with new weights.
 const COMPANIONS: [&str; 9] = [
     "tokenizer.json",

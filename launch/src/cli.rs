@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    completions, doctor, export, generate, init, inspect, prepare, recipes, schema, sweep, tokenizer, train, validate,
-    verify,
+    completions, doctor, export, generate, init, inspect, merge, prepare, recipes, schema, sweep, tokenizer, train,
+    validate, verify,
 };
 
 /// Fine-tunes language models in many languages from one TOML recipe, and hands back standard safetensors folders.
@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Generate(generate::Arguments),
     /// Merge an adapter into its model and write a Hugging Face folder
     Export(export::Arguments),
+    /// Merge several models, or several adapters, into one
+    Merge(merge::Arguments),
     /// Compare a model's numbers with a reference file
     Verify(verify::Arguments),
     /// Say what a model folder, adapter, checkpoint, data file, recipe or run folder is

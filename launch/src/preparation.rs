@@ -1,5 +1,7 @@
 //! What `validate` and `prepare` share: a recipe's model opened, its data tokenised, the length of the run known.
 
+use interlingua_checkpoints::hub;
+use interlingua_checkpoints::model_folder::ModelFolder;
 use interlingua_checkpoints::peft::AdapterFolder;
 use interlingua_data::cache::default_folder;
 use interlingua_data::order::{Plan, Planned};
@@ -35,7 +37,7 @@ pub(crate) struct Ready {
     mixed: bool,
 }
 
-/// Opens the model and tokenises the data of every stage.
+/// Opens the model and tokenises the data of every stage that trains; of one that merges, opens the base it names.
 ///
 /// # Errors
 /// When a model, a tokenizer, a template or data is wrong.
@@ -43,6 +45,13 @@ pub(crate) fn ready(recipe: &Recipe, global: &Global) -> Result<Vec<Ready>, Fail
     let mut stages = Vec::new();
     let mut model = recipe.model.path.clone();
     for (index, mut stage) in recipe.stages().map_err(Failure::usage)?.into_iter().enumerate() {
+        if let Some(merge) = stage.merge {
+            if let Some(base) = &merge.merge.base {
+                let folder = hub::resolve(base).map_err(Failure::usage)?;
+                ModelFolder::open(&folder).map_err(Failure::usage)?;
+            }
+            continue;
+        }
         // What an earlier stage is yet to make has the shape and the tokenizer of what it is made from.
         let made_by_a_stage = index > 0 && std::path::Path::new(&stage.model.path).starts_with(&recipe.output);
         if made_by_a_stage && !std::path::Path::new(&stage.model.path).exists() {

@@ -133,6 +133,15 @@ pub(crate) fn nearest<'a>(written: &str, names: &[&'a str]) -> Option<&'a str> {
         .map(|(_, name)| name)
 }
 
+/// What to do about a name that is none of the stages before.
+pub(crate) fn stage_advice(written: &str, earlier: &[&str], at_first: &str) -> String {
+    match (nearest(written, earlier), earlier) {
+        (Some(name), _) => format!("Did you mean {name:?}?"),
+        (None, []) => at_first.to_owned(),
+        (None, names) => format!("The stages before are {}.", names.join(", ")),
+    }
+}
+
 /// Where else in a recipe a key of exactly this name stands, as a dotted key, when there is one such place.
 fn elsewhere(root: &Schema, key: &str) -> Option<String> {
     let tables = root["properties"].as_object()?;

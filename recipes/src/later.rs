@@ -12,7 +12,6 @@ const KEYS: &[&str] = &[
     "model.quantization",
     "model.vocabulary",
     "objective.temperature",
-    "stage.merge",
 ];
 
 /// Data formats that this version does not read.
@@ -60,7 +59,7 @@ pub(crate) fn has_value(path: &[String], value: &str) -> bool {
     VALUES.iter().any(|(of, values)| *of == key && values.contains(&value))
 }
 
-/// The key without list indices and without the stage it is laid over, unless it is the stage's own.
+/// The key without list indices and without the stage it is laid over.
 fn plain(path: &[String]) -> String {
     let names: Vec<&str> = path
         .iter()
@@ -68,7 +67,6 @@ fn plain(path: &[String]) -> String {
         .filter(|segment| segment.parse::<usize>().is_err())
         .collect();
     match names.as_slice() {
-        ["stage", "merge"] => "stage.merge".to_owned(),
         ["stage", rest @ ..] => rest.join("."),
         all => all.join("."),
     }

@@ -3,7 +3,8 @@
 //! [`Recipe::load`] reads a file, lays `--set` overrides over it, checks every key and value against the JSON Schema that
 //! the types here describe (and against the rules that a schema cannot say), resolves paths, and fills in every default.
 //! What comes out is the resolved [`Recipe`], whose struct and field names equal the table and key names of the TOML
-//! file. [`Recipe::stages`] turns a pipeline into one recipe per stage, [`Recipe::resume_conflicts`] compares a recipe
+//! file. [`Recipe::stages`] turns a pipeline into one recipe per stage (a stage that
+//! merges has [`Recipe::merge`] set), [`Recipe::resume_conflicts`] compares a recipe
 //! with that of the run it would resume, [`json_schema`] describes the format to editors, and [`shipped`] holds the
 //! recipes that come with the binary.
 
@@ -16,6 +17,7 @@ mod eval;
 mod keys;
 mod later;
 mod layer;
+mod merge;
 mod mix;
 mod model;
 mod objective;
@@ -41,6 +43,7 @@ pub use data::{BadRow, Data, TrainOn, Truncate};
 pub use error::{Place, Problem, RecipeError};
 pub use eval::{Eval, Task, TaskKind};
 pub use layer::Layer;
+pub use merge::{Merge, MergeCombination, MergeMethod, MergeStage};
 pub use mix::{Mix, MixBy, MixPhase, MixUnit};
 pub use model::{Device, Dtype, Init, Model};
 pub use objective::{Nll, Objective, ObjectiveKind};

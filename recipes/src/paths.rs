@@ -45,6 +45,7 @@ pub(crate) fn resolve(table: &mut Table, folder: &Path) {
         }
     }
     for stage in tables(table, &["stage"]) {
+        change(stage, &["merge", "base"], |path| model(folder, path));
         resolve(stage, folder);
     }
 }

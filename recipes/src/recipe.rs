@@ -12,6 +12,7 @@ use crate::data::Data;
 use crate::document::{Document, LENGTHS};
 use crate::error::{Finding, Problem, RecipeError};
 use crate::eval::Eval;
+use crate::merge::MergeStage;
 use crate::model::Model;
 use crate::objective::Objective;
 use crate::optimizer::Optimizer;
@@ -65,6 +66,9 @@ pub struct Recipe {
     /// A pipeline: one run per stage, with the stage's keys laid over the rest of the recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stage: Vec<Stage>,
+    /// Set for a stage that merges what earlier stages trained, and trains nothing itself: see [`Recipe::stages`].
+    #[serde(skip)]
+    pub merge: Option<MergeStage>,
     /// The recipe file, as given.
     #[serde(skip)]
     pub file: PathBuf,
@@ -133,7 +137,8 @@ impl Recipe {
     }
 
     /// One recipe per stage, in the order they run: the stage's keys laid over the rest, the output folder
-    /// `output/NAME`, and the model or the adapter of the stage it goes on from. A recipe without stages is its own.
+    /// `output/NAME`, and the model or the adapter of the stage it goes on from. A stage that merges has the recipe of
+    /// the first stage it merges, with [`Recipe::merge`] set. A recipe without stages is its own.
     ///
     /// # Errors
     /// When a stage's recipe is wrong; never for a loaded recipe, whose stages were checked.

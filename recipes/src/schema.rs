@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use crate::merge::Merge;
 use crate::recipe::Recipe;
 
 /// The JSON Schema (draft 2020-12) of a recipe, with a description of every key.
@@ -35,7 +36,7 @@ fn build() -> Value {
     root
 }
 
-/// A stage: its own two keys, and every recipe key but the output folder and further stages.
+/// A stage: its own three keys, and every recipe key but the output folder and further stages.
 fn stage(root: &Value) -> Value {
     let mut properties = Map::new();
     properties.insert(
@@ -54,6 +55,7 @@ fn stage(root: &Value) -> Value {
             "type": "string",
         }),
     );
+    properties.insert("merge".to_owned(), merge());
     if let Some(keys) = root["properties"].as_object() {
         let keys = keys
             .iter()
@@ -74,6 +76,17 @@ fn stage(root: &Value) -> Value {
         "required": ["name"],
         "additionalProperties": false,
     })
+}
+
+/// `stage.merge`, with the schemas of its values in place.
+fn merge() -> Value {
+    let mut settings = SchemaSettings::draft2020_12().for_deserialize();
+    settings.inline_subschemas = true;
+    let mut merge = settings.into_generator().into_root_schema_for::<Merge>().to_value();
+    if let Some(fields) = merge.as_object_mut() {
+        fields.retain(|key, _| !matches!(key.as_str(), "$schema" | "title"));
+    }
+    merge
 }
 
 /// The schema that a `$ref` stands for; any other schema is itself.

@@ -26,6 +26,10 @@ const HUMAN_RIGHTS: File = (
     "examples/human-rights.jsonl",
     include_bytes!("../examples/human-rights.jsonl"),
 );
+const REPLAY: File = (
+    "examples/replay.en.jsonl",
+    include_bytes!("../examples/replay.en.jsonl"),
+);
 
 const BASE_CONFIG: File = (
     "quickstart/base/config.json",
@@ -44,6 +48,10 @@ const BASE_TOKENIZER_CONFIG: File = (
     include_bytes!("../quickstart/base/tokenizer_config.json"),
 );
 const QUICKSTART_TRAIN: File = ("quickstart/train.jsonl", include_bytes!("../quickstart/train.jsonl"));
+const QUICKSTART_SWAPPED: File = (
+    "quickstart/swapped.jsonl",
+    include_bytes!("../quickstart/swapped.jsonl"),
+);
 const QUICKSTART_LICENSES: File = ("quickstart/LICENSES.md", include_bytes!("../quickstart/LICENSES.md"));
 
 const SHIPPED: &[Shipped] = &[
@@ -57,10 +65,7 @@ const SHIPPED: &[Shipped] = &[
             BASE_TOKENIZER,
             BASE_TOKENIZER_CONFIG,
             QUICKSTART_TRAIN,
-            (
-                "quickstart/swapped.jsonl",
-                include_bytes!("../quickstart/swapped.jsonl"),
-            ),
+            QUICKSTART_SWAPPED,
             ("quickstart/eval.jsonl", include_bytes!("../quickstart/eval.jsonl")),
             QUICKSTART_LICENSES,
         ],
@@ -121,6 +126,39 @@ const SHIPPED: &[Shipped] = &[
             ),
             HUMAN_RIGHTS,
             LICENSES,
+            BASE_CONFIG,
+            BASE_WEIGHTS,
+            BASE_TOKENIZER,
+            BASE_TOKENIZER_CONFIG,
+        ],
+    },
+    Shipped {
+        name: "branch-and-merge",
+        summary: "Slices trained apart and merged, round by round, so that less is forgotten",
+        files: &[
+            ("branch-and-merge.toml", include_bytes!("../branch-and-merge.toml")),
+            HUMAN_RIGHTS,
+            COMMIT_QUESTIONS,
+            REPLAY,
+            LICENSES,
+            QUICKSTART_TRAIN,
+            QUICKSTART_SWAPPED,
+            QUICKSTART_LICENSES,
+            BASE_CONFIG,
+            BASE_WEIGHTS,
+            BASE_TOKENIZER,
+            BASE_TOKENIZER_CONFIG,
+        ],
+    },
+    Shipped {
+        name: "merge-adapters",
+        summary: "Two adapters trained apart, on a task and on text in many languages, and merged",
+        files: &[
+            ("merge-adapters.toml", include_bytes!("../merge-adapters.toml")),
+            HUMAN_RIGHTS,
+            LICENSES,
+            QUICKSTART_TRAIN,
+            QUICKSTART_LICENSES,
             BASE_CONFIG,
             BASE_WEIGHTS,
             BASE_TOKENIZER,

@@ -8,6 +8,7 @@ use crate::adapter::AdapterKind;
 use crate::document::LENGTHS;
 use crate::error::Finding;
 use crate::keys;
+use crate::merge::{self, Merge};
 use crate::recipe::Recipe;
 use crate::train::Parameters;
 
@@ -19,6 +20,9 @@ pub struct Stage {
     /// The stage whose model or adapter this one goes on from; `None`: the stage before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+    /// Makes the stage a merge; then it has a name and nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Merge>,
     /// The recipe keys that are laid over the rest.
     #[serde(flatten)]
     pub overlay: Table,
@@ -42,7 +46,13 @@ pub(crate) type Expanded = Result<Recipe, Vec<Finding>>;
 pub(crate) fn expand(recipe: &Recipe, base: &Table) -> Vec<Expanded> {
     let mut expanded: Vec<Expanded> = Vec::new();
     for (index, stage) in recipe.stage.iter().enumerate() {
-        let next = source(recipe, index).and_then(|from| {
+        let next = unique(recipe, index).and_then(|()| {
+            if let Some(merge) = &stage.merge {
+                let names = recipe.stage.iter().map(|stage| stage.name.as_str());
+                let earlier: Vec<_> = names.zip(expanded.iter().map(|stage| stage.as_ref().ok())).collect();
+                return merge::stage(recipe, stage, merge, &earlier);
+            }
+            let from = source(recipe, index)?;
             let from = match from.map(|from| &expanded[from]) {
                 // What is wrong there was already said there.
                 Some(Err(_)) => return Err(Vec::new()),
@@ -56,26 +66,25 @@ pub(crate) fn expand(recipe: &Recipe, base: &Table) -> Vec<Expanded> {
     expanded
 }
 
+/// An error when a stage before has the same name.
+fn unique(recipe: &Recipe, index: usize) -> Result<(), Vec<Finding>> {
+    let name = &recipe.stage[index].name;
+    if recipe.stage[..index].iter().any(|earlier| earlier.name == *name) {
+        let message = format!("is {name:?}, as is that of a stage before it. Give each a name of its own.");
+        return Err(vec![Finding::at("name", &message)]);
+    }
+    Ok(())
+}
+
 /// The index of the stage that this one goes on from.
 fn source(recipe: &Recipe, index: usize) -> Result<Option<usize>, Vec<Finding>> {
     let stage = &recipe.stage[index];
     let earlier: Vec<&str> = recipe.stage[..index].iter().map(|stage| stage.name.as_str()).collect();
-    if earlier.contains(&stage.name.as_str()) {
-        let message = format!(
-            "is {:?}, as is that of a stage before it. Give each a name of its own.",
-            stage.name
-        );
-        return Err(vec![Finding::at("name", &message)]);
-    }
     let Some(from) = &stage.from else {
         return Ok(index.checked_sub(1));
     };
     earlier.iter().position(|name| name == from).map(Some).ok_or_else(|| {
-        let advice = match (keys::nearest(from, &earlier), earlier.as_slice()) {
-            (Some(name), _) => format!("Did you mean {name:?}?"),
-            (None, []) => "This is the first stage: leave `from` out.".to_owned(),
-            (None, names) => format!("The stages before are {}.", names.join(", ")),
-        };
+        let advice = keys::stage_advice(from, &earlier, "This is the first stage: leave `from` out.");
         vec![Finding::at(
             "from",
             &format!("is {from:?}, which is no stage before this one. {advice}"),

@@ -152,6 +152,52 @@ fn stages_lie_over_the_rest_and_go_on_from_one_another() {
 }
 
 #[test]
+fn a_merge_stage_takes_the_place_of_a_trained_one() {
+    let merged = |text: &str, rest: &str| {
+        let recipe = parse(&format!("{SMALL}{text}\n{rest}"), &[]);
+        let again = Recipe::parse(&recipe.to_toml().unwrap(), &recipe.file, &[]).unwrap();
+        assert_eq!((&again, again.stages().unwrap()), (&recipe, recipe.stages().unwrap()));
+        recipe.stages().unwrap()
+    };
+    let merge = r#"
+        [[stage]]
+        name = "one"
+        [[stage]]
+        name = "two"
+        model.path = "org/name"
+        adapter.init_from = ""
+        [[stage]]
+        name = "both"
+        merge = { method = "ties", weights = [2, 1], of = ["one", "two"], density = 0.5 }
+        [[stage]]
+        name = "on"
+        seed = 9
+    "#;
+    let models = merged("", &merge.replace("adapter.init_from = \"\"", ""));
+    let stage = models[2].merge.as_ref().unwrap();
+    let path = |path: &str| PathBuf::from(format!("/work/runs/small/{path}"));
+    assert_eq!((stage.result, stage.base.as_deref()), ("model", Some("org/name")));
+    assert_eq!(stage.inputs, [path("one/model"), path("two/model")]);
+    assert_eq!(models[2].output, path("both"));
+    assert_eq!((models[3].merge.as_ref(), models[3].seed), (None, 9));
+    assert_eq!(Path::new(&models[3].model.path), path("both/model"));
+
+    let adapters = merged("[adapter]\nrank = 4", merge);
+    let stage = adapters[2].merge.as_ref().unwrap();
+    assert_eq!((stage.result, &stage.base), ("adapter", &None));
+    assert_eq!(stage.inputs, [path("one/adapter"), path("two/adapter")]);
+    assert_eq!(adapters[3].adapter.init_from, Some(path("both/adapter")));
+    assert_eq!(adapters[3].model.path, "org/name");
+
+    let with_base = merge.replace("density = 0.5", "base = \"./start\"");
+    let models = merged("", &with_base.replace("adapter.init_from = \"\"", ""));
+    assert_eq!(
+        models[2].merge.as_ref().unwrap().base.as_deref(),
+        Some("/work/recipes/start")
+    );
+}
+
+#[test]
 fn a_run_may_be_resumed_with_other_lengths_and_nothing_else() {
     let saved = parse(SMALL, &[]);
     let conflicts = |overrides: &[&str]| parse(SMALL, overrides).resume_conflicts(&saved).unwrap();
@@ -306,7 +352,7 @@ prop_compose! {
             let overlay = toml::toml! { seed = 3
  train.steps = 2
  optimizer.eps = 0.5 };
-            recipe.stage = vec![Stage { name: "one".into(), from: None, overlay }];
+            recipe.stage = vec![Stage { name: "one".into(), from: None, merge: None, overlay }];
         }
         recipe
     }

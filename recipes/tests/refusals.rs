@@ -49,9 +49,6 @@ fn keys_and_values_of_later_versions() {
     assert_snapshot!(set("model.device=tch"), @r#"--set model.device=tch: `model.device` is "tch", which this version of Interlingua does not have yet. Use "auto", "cpu", "cuda", or "cuda:N" with a GPU's index."#);
     assert_snapshot!(set("train.parameters=new-tokens"), @r#"--set train.parameters=new-tokens: `train.parameters` is "new-tokens", which this version of Interlingua does not have yet. Use "auto", a list of parameter names, or "re:" and a regular expression."#);
     assert_snapshot!(set("data.sources.0.format=kto"), @r#"--set data.sources.0.format=kto: `data.sources.0.format` is "kto", which this version of Interlingua does not have yet. Use "alpaca", "sharegpt", "messages", "prompt-completion", "text" or "tokens"."#);
-    assert_snapshot!(with("[[stage]]\nname = \"a\"\nreference = { adapter = \"off\" }\nmerge = {}"), @r#"
-    my.toml:11: `stage.0.merge` is not in this version of Interlingua yet. Leave it out.
-    "#);
 }
 
 #[test]
@@ -169,6 +166,44 @@ fn all_problems_are_reported_together_in_the_order_of_the_file() {
     my.toml:7: `adapter.rank` is 0, but must be a whole number of at least 1.
     --set seed=x: `seed` is "x", but must be a whole number of at least 0.
     "#);
+}
+
+#[test]
+fn merges() {
+    let merge = |text: &str| {
+        let stages = "[[stage]]\nname = \"one\"\n[[stage]]\nname = \"two\"\nmodel.path = \"org/name\"\n[[stage]]\nname = \"both\"\n";
+        with(&format!("{stages}{text}"))
+    };
+    assert_snapshot!(merge("merge = {}"), @r#"
+    my.toml:15: `stage.2.merge.method` is missing. Write `method = …` with "linear", "slerp", "ties" or "dare-ties".
+    my.toml:15: `stage.2.merge.of` is missing. Write `of = …` with a list, each element a text.
+    "#);
+    assert_snapshot!(merge("merge = { method = \"slerpp\", of = [\"one\", \"two\"] }"), @r#"my.toml:15: `stage.2.merge.method` is "slerpp", but must be "linear", "slerp", "ties" or "dare-ties". Did you mean "slerp"?"#);
+    assert_snapshot!(merge("merge = { method = \"slerp\", of = [\"one\", \"twoo\"] }"), @r#"my.toml:15: stage `both`: `merge.of.1` is "twoo", which is no stage before this one. Did you mean "two"?"#);
+    assert_snapshot!(merge("merge = { method = \"slerp\", of = [\"one\", \"both\"] }"), @r#"my.toml:15: stage `both`: `merge.of.1` is "both", which is no stage before this one. The stages before are one, two."#);
+    assert_snapshot!(merge("merge = { method = \"slerp\", of = [\"one\"] }"), @r#"my.toml:15: stage `both`: `merge.of` is a list of 1, but must name two stages or more."#);
+    assert_snapshot!(merge("merge = { method = \"linear\", of = [\"one\", \"one\"] }"), @r#"my.toml:15: stage `both`: `merge.of.1` names "one" a second time. Keep one, and give it more weight."#);
+    assert_snapshot!(merge("merge = { method = \"linear\", of = [\"one\", \"two\"], weights = [1] }"), @r#"my.toml:15: stage `both`: `merge.weights` is a list of 1, but must have a number for each of the 2 stages."#);
+    assert_snapshot!(merge("merge = { method = \"linear\", of = [\"one\", \"two\"], weights = [1, -1] }"), @r#"my.toml:15: stage `both`: `merge.weights` has a number below 0. Write numbers of at least 0."#);
+    assert_snapshot!(merge("merge = { method = \"linear\", of = [\"one\", \"two\"], weights = [0, 0] }"), @r#"my.toml:15: stage `both`: `merge.weights` are all 0. Write at least one above 0."#);
+    assert_snapshot!(merge("merge = { method = \"linear\", of = [\"one\", \"two\"], density = 0.5 }"), @r#"my.toml:15: stage `both`: `merge.density` is for "ties" and "dare-ties", and the method is "linear". Leave it out."#);
+    assert_snapshot!(merge("merge = { method = \"ties\", of = [\"one\", \"two\"], density = 0.0 }"), @r#"my.toml:15: `stage.2.merge.density` is 0.0, but must be a number above 0 and of at most 1."#);
+    assert_snapshot!(merge("merge = { method = \"ties\", of = [\"one\", \"two\"], combination = \"exact\" }"), @r#"my.toml:15: stage `both`: `merge.combination` is "exact", which is for "linear", and the method is "ties". Leave it out."#);
+    assert_snapshot!(merge("from = \"one\"\nmerge = { method = \"ties\", of = [\"one\", \"two\"] }\n[stage.train]\nsteps = 3"), @r#"
+    my.toml:15: stage `both`: `from` cannot stand beside `merge`: such a stage trains nothing. Leave it out.
+    my.toml:17: stage `both`: `train` cannot stand beside `merge`: such a stage trains nothing. Leave it out.
+    "#);
+    assert_snapshot!(merge("[[stage]]\nname = \"three\"\nmerge = { method = \"ties\", of = [\"one\", \"both\"] }"), @r#"my.toml:17: stage `three`: `merge.base` is missing, and the merged stages did not start from the same weights. Write `base = …` with the model that their task vectors start from."#);
+    assert_snapshot!(merge("model.path = \"org/name\"\nadapter = { rank = 4 }\n[[stage]]\nname = \"three\"\nmerge = { method = \"ties\", of = [\"one\", \"both\"] }"), @r#"my.toml:19: stage `three`: `merge.of.1` is "both", which leaves an adapter, while "one" leaves a model. Merge models with models and adapters with adapters."#);
+    assert_snapshot!(with("[[stage]]\nname = \"a\"\nmerge = { method = \"linear\", of = [\"b\", \"c\"] }"), @r#"
+    my.toml:10: stage `a`: `merge.of.0` is "b", which is no stage before this one. A merge stands after the stages that it merges.
+    my.toml:10: stage `a`: `merge.of.1` is "c", which is no stage before this one. A merge stands after the stages that it merges.
+    "#);
+    let adapters = |text: &str| {
+        let stages = "[[stage]]\nname = \"one\"\n[[stage]]\nname = \"two\"\n[[stage]]\nname = \"both\"\n";
+        with(&format!("[adapter]\nrank = 4\n{stages}{text}"))
+    };
+    assert_snapshot!(adapters("merge = { method = \"ties\", base = \"x\", of = [\"one\", \"two\"] }"), @r#"my.toml:16: stage `both`: `merge.base` is for models, and these are adapters: each is what was learnt. Leave it out."#);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use interlingua_checkpoints::CheckpointError;
 use interlingua_checkpoints::dtype::Dtype;
 use interlingua_checkpoints::model_folder::ModelFolder;
 use interlingua_checkpoints::peft::{AdapterConfig, AdapterFolder};
-use interlingua_checkpoints::write::{TensorSpec, write_model_folder};
+use interlingua_checkpoints::write::{MAX_SHARD_BYTES, TensorSpec, write_model_folder};
 use interlingua_recipes::{AdapterKind, Device, Dtype as WantedDtype, Recipe};
 use serde_json::{Value, json};
 
@@ -21,9 +21,6 @@ use crate::parameters::ParameterId;
 use crate::train::selection::Selection;
 use crate::train::setup::{Base, load_for_inference};
 use crate::train::summary::Summary;
-
-/// Largest file of a model folder.
-const MAX_SHARD_BYTES: usize = 5_000_000_000;
 
 /// Writes `adapter/` when there is an adapter, and `model/` when weights of the base were trained.
 pub fn write_results(

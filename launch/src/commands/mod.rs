@@ -6,6 +6,7 @@ pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod inspect;
+pub(crate) mod merge;
 pub(crate) mod prepare;
 pub(crate) mod recipes;
 pub(crate) mod schema;
@@ -32,6 +33,7 @@ pub(crate) fn run(cli: &Cli) -> CommandResult {
         Command::Tokenizer(tokenizer::Command::Train(arguments)) => tokenizer::train(arguments, global),
         Command::Generate(arguments) => generate::run(arguments, global),
         Command::Export(arguments) => export::run(arguments, global),
+        Command::Merge(arguments) => merge::run(arguments, global),
         Command::Verify(arguments) => verify::run(arguments, global),
         Command::Inspect(arguments) => inspect::run(arguments, global),
         Command::Recipes(arguments) => recipes::run(arguments, global),

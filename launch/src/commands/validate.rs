@@ -6,6 +6,7 @@ use clap::Args;
 use interlingua_data::batch::UNSUPERVISED;
 use interlingua_data::dataset::Dataset;
 use interlingua_data::tokenizer::Tokenizer;
+use interlingua_recipes::Merge;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -59,17 +60,35 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
         .iter()
         .map(|ready| previews(ready, arguments.samples))
         .collect::<Result<Vec<_>, Failure>>()?;
+    let merges: Vec<(&str, &Merge)> = recipe
+        .stage
+        .iter()
+        .filter_map(|stage| Some((stage.name.as_str(), stage.merge.as_ref()?)))
+        .collect();
     if global.json {
+        let merges: Vec<Value> = merges
+            .iter()
+            .map(|(name, merge)| json!({ "stage": name, "merge": merge }))
+            .collect();
         let stages = stages.iter().zip(&previews).map(|(ready, previews)| {
             let mut stage = ready.json();
             stage["previews"] = json!(previews);
             stage
         });
-        output::json(&json!({ "valid": true, "recipe": recipe.file, "stages": stages.collect::<Vec<Value>>() }))?;
+        let stages: Vec<Value> = stages.collect();
+        output::json(&json!({ "valid": true, "recipe": recipe.file, "stages": stages, "merges": merges }))?;
         return Ok(Exit::Done);
     }
     for (ready, previews) in stages.iter().zip(&previews) {
         print(ready, previews)?;
+    }
+    for (name, merge) in &merges {
+        let title = style::paint(style::TITLE, &format!("\nstage {name}"));
+        output::line(format!(
+            "{title}  merges {} ({})",
+            merge.of.join(" and "),
+            merge.method.name()
+        ))?;
     }
     output::line(format!("\n{} is valid.", recipe.file.display()))?;
     Ok(Exit::Done)

@@ -5,6 +5,7 @@ pub mod batch_losses;
 pub mod checkpoint;
 pub mod evaluate;
 pub mod main_loss;
+pub mod merge;
 pub mod metrics;
 pub mod plan;
 pub mod reference;
@@ -136,7 +137,11 @@ pub fn train(
                 count,
             });
         }
-        match run::run(stage, stop, observe)? {
+        let outcome = match &stage.merge {
+            Some(merge) => merge::run(stage, merge, observe)?,
+            None => run::run(stage, stop, observe)?,
+        };
+        match outcome {
             Outcome::Stopped => return Ok(Outcome::Stopped),
             Outcome::Finished => last = Outcome::Finished,
             Outcome::AlreadyFinished => {}
