@@ -1,13 +1,14 @@
 //! What `validate` and `prepare` share: a recipe's model opened, its data tokenised, the length of the run known.
 
-use interlingua_checkpoints::peft::AdapterFolder;
+use std::path::Path;
+
 use interlingua_data::cache::default_folder;
 use interlingua_data::order::{Order, OrderSettings};
 use interlingua_data::prepare::{Prepared, prepare};
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{AdapterKind, Length, Recipe};
+use interlingua_recipes::{Length, Recipe};
 use interlingua_trainer::train::evaluate::Evaluator;
-use interlingua_trainer::train::setup::Base;
+use interlingua_trainer::train::setup::{Base, check_adapters};
 use serde_json::{Value, json};
 
 use crate::cli::Global;
@@ -38,19 +39,14 @@ pub(crate) fn ready(recipe: &Recipe, global: &Global) -> Result<Vec<Ready>, Fail
     let mut model = recipe.model.path.clone();
     for (index, mut stage) in recipe.stages().map_err(Failure::usage)?.into_iter().enumerate() {
         // What an earlier stage is yet to make has the shape and the tokenizer of what it is made from.
-        let made_by_a_stage = index > 0 && std::path::Path::new(&stage.model.path).starts_with(&recipe.output);
-        if made_by_a_stage && !std::path::Path::new(&stage.model.path).exists() {
+        let made_by_a_stage = index > 0 && Path::new(&stage.model.path).starts_with(&recipe.output);
+        if made_by_a_stage && !Path::new(&stage.model.path).exists() {
             stage.model.path.clone_from(&model);
         }
         model.clone_from(&stage.model.path);
-        if stage
-            .adapter
-            .init_from
-            .as_ref()
-            .is_some_and(|path| index > 0 && path.starts_with(&recipe.output) && !path.exists())
-        {
-            stage.adapter.init_from = None;
-        }
+        let is_yet_to_be_made = |path: &Path| index > 0 && path.starts_with(&recipe.output) && !path.exists();
+        stage.adapter.init_from = stage.adapter.init_from.filter(|path| !is_yet_to_be_made(path));
+        stage.adapter.under.retain(|under| !is_yet_to_be_made(&under.path));
         let name = recipe
             .stage
             .get(index)
@@ -76,21 +72,16 @@ fn ready_stage(stage: String, recipe: &Recipe, global: &Global) -> Result<Ready,
     preparation.finish();
     let data = data.map_err(Failure::usage)?;
     let order = Order::new(&data.train, OrderSettings::from_recipe(recipe));
-    order.check(1).map_err(Failure::usage)?;
+    if !recipe.adapter.is_closed_form() {
+        order.check(1).map_err(Failure::usage)?;
+    }
     let steps = match recipe.train.length() {
         Length::Steps(steps) => steps,
         Length::Tokens(tokens) => order.steps_for_tokens(tokens, 1),
         Length::Epochs(epochs) => order.steps_for_epochs(epochs, 1),
     };
     let fill_rate = order.fill_rate();
-    if let Some(adapter) = recipe
-        .adapter
-        .init_from
-        .as_deref()
-        .filter(|_| recipe.adapter.kind != AdapterKind::None)
-    {
-        AdapterFolder::open(adapter).map_err(Failure::usage)?;
-    }
+    check_adapters(recipe, &base.config)?;
     Evaluator::new(recipe, &tokenizer, &base.config)?;
     Ok(Ready {
         stage,

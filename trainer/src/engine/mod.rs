@@ -6,5 +6,6 @@
 pub mod gradients;
 pub mod head;
 pub mod inputs;
+pub mod languages;
 pub mod pass;
 pub mod step;

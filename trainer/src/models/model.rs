@@ -1,5 +1,7 @@
 //! A causal language model as the engine sees it.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::{DType, Device, Tensor};
 use interlingua_checkpoints::config::ModelConfig;
 
@@ -89,5 +91,16 @@ impl Model {
             .iter_mut()
             .flat_map(|block| block.linears_mut())
             .chain([&mut self.head])
+    }
+
+    /// The languages that adapters on it are for; empty when all of them are for all rows.
+    pub fn adapter_languages(&self) -> BTreeSet<&str> {
+        let on_linears = self.linears().flat_map(|linear| &linear.adapters);
+        let bottlenecks = self.blocks.iter().flat_map(|block| &block.bottlenecks);
+        let steering = self.blocks.iter().flat_map(|block| &block.steering);
+        let languages = on_linears.map(|adapter| &adapter.language);
+        let languages = languages.chain(bottlenecks.map(|adapter| &adapter.language));
+        let languages = languages.chain(steering.map(|adapter| &adapter.language));
+        languages.filter_map(Option::as_deref).collect()
     }
 }

@@ -18,7 +18,7 @@ use super::metrics::{EvalRow, Example, LanguageLoss};
 use super::step::{add_by_language, inputs_and_targets};
 use crate::engine::head::log_probs;
 use crate::error::TrainError;
-use crate::generate::{GenerateOptions, generate};
+use crate::generate::{GenerateOptions, generate_by_language};
 use crate::models::Model;
 
 /// Tokens of one evaluation batch.
@@ -374,7 +374,7 @@ fn supervised_bytes(batches: &[MicroBatch], languages: usize, tokenizer: &Tokeni
 fn losses(model: &Model, batches: &[MicroBatch], languages: &[String], bytes: &[u64]) -> ByLanguage {
     let mut sums = BTreeMap::<String, LanguageLoss>::new();
     for batch in batches {
-        let (inputs, targets) = inputs_and_targets(model, batch);
+        let (inputs, targets) = inputs_and_targets(model, batch, languages);
         let hidden = model.last_hidden_state(&inputs, None);
         add_by_language(
             &mut sums,
@@ -406,7 +406,9 @@ fn answers(
     let prompts: Vec<Vec<u32>> = questions.iter().map(|question| question.input_ids.clone()).collect();
     let mut counts = BTreeMap::<String, (u64, u64)>::new();
     let mut examples: Vec<Example> = Vec::new();
-    for (question, tokens) in questions.iter().zip(generate(model, &prompts, options)) {
+    let languages: Vec<&str> = questions.iter().map(|question| question.language.as_str()).collect();
+    let generated = generate_by_language(model, &prompts, &languages, options);
+    for (question, tokens) in questions.iter().zip(generated) {
         let answer = tokenizer.decode(&tokens, true)?;
         let count = counts.entry(question.language.clone()).or_default();
         count.0 += u64::from(answer.trim() == question.reference.trim());

@@ -1,6 +1,7 @@
 //! The run: from a recipe to an adapter or a model, with checkpoints, metrics and evaluation on the way.
 
 pub mod checkpoint;
+pub mod closed_form;
 pub mod evaluate;
 pub mod metrics;
 pub mod run;

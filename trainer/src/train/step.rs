@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use interlingua_data::batch::MicroBatch;
+use interlingua_data::batch::{MicroBatch, Sequence};
 use interlingua_data::dataset::Dataset;
 
 use super::metrics::LanguageLoss;
@@ -37,8 +37,8 @@ pub struct StepKey {
     pub step: u64,
 }
 
-/// The model's inputs for a micro-batch, with the targets of its labels.
-pub fn inputs_and_targets(model: &Model, batch: &MicroBatch) -> (Inputs, Targets) {
+/// The model's inputs for a micro-batch, with the targets of its labels. `languages`: what the batch's sequences count into.
+pub fn inputs_and_targets(model: &Model, batch: &MicroBatch, languages: &[String]) -> (Inputs, Targets) {
     let mut boundaries: Vec<usize> = batch.sequences.iter().map(|sequence| sequence.start).collect();
     boundaries.push(batch.input_ids.len());
     let targets = Targets::of_labels(&batch.labels, &boundaries);
@@ -51,7 +51,9 @@ pub fn inputs_and_targets(model: &Model, batch: &MicroBatch) -> (Inputs, Targets
         RopeLength::Own,
         &model.device,
     );
-    (inputs, targets)
+    let language = |sequence: &Sequence| languages[usize::from(sequence.language)].as_str();
+    let languages: Vec<&str> = batch.sequences.iter().map(language).collect();
+    (inputs.with_languages(&languages), targets)
 }
 
 /// Runs all micro-batches of a step. Losses are normalised over the whole step: by its supervised tokens.
@@ -68,7 +70,7 @@ pub fn accumulate(
     let mut gradients = Gradients::default();
     let mut total = 0.0;
     for batch in batches.iter().filter(|batch| !batch.sequences.is_empty()) {
-        let (inputs, targets) = inputs_and_targets(model, batch);
+        let (inputs, targets) = inputs_and_targets(model, batch, dataset.languages());
         let samples: Vec<u64> = batch.sequences.iter().map(|sequence| sequence.sample).collect();
         let inputs = inputs.with_dropout(key.seed, key.step, &samples);
         let weights = sft::token_weights(&targets, weight, tokens);
