@@ -2,8 +2,6 @@
 
 /// Keys, without list indices. A key covers everything below it.
 const KEYS: &[&str] = &[
-    "adapter.route",
-    "adapter.under",
     "data.sources.build",
     "data.sources.use",
     "distributed",
@@ -19,7 +17,6 @@ const FORMATS: &[&str] = &["preference", "kto", "parallel", "choice", "retrieval
 
 /// Values, by key.
 const VALUES: &[(&str, &[&str])] = &[
-    ("adapter.kind", &["bottleneck", "steering"]),
     ("data.sources.format", FORMATS),
     ("eval.tasks.format", FORMATS),
     (

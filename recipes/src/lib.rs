@@ -37,7 +37,7 @@ mod stage;
 mod train;
 mod values;
 
-pub use adapter::{Adapter, AdapterKind, Targets};
+pub use adapter::{Adapter, AdapterKind, Fit, Route, Targets, Under};
 pub use auxiliary::{Auxiliary, AuxiliaryKind, Detach, Direction, EveryUnit, Pool, Scope};
 pub use data::{BadRow, Data, TrainOn, Truncate};
 pub use error::{Place, Problem, RecipeError};

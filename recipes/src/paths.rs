@@ -39,6 +39,9 @@ pub(crate) fn resolve(table: &mut Table, folder: &Path) {
             path.to_owned()
         }
     });
+    for item in tables(table, &["adapter", "under"]) {
+        change(item, &["path"], |path| place(folder, path));
+    }
     for list in [["data", "sources"], ["eval", "tasks"]] {
         for item in tables(table, &list) {
             change(item, &["path"], |path| pattern(folder, path));

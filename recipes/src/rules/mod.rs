@@ -1,5 +1,6 @@
 //! What a recipe must hold beyond what a schema can say.
 
+mod adapter;
 mod mixture;
 mod objective;
 
@@ -7,7 +8,7 @@ use std::path::Path;
 
 use oxilangtag::LanguageTag;
 
-use crate::adapter::{AdapterKind, Targets};
+use crate::adapter::Targets;
 use crate::document::LENGTHS;
 use crate::error::Finding;
 use crate::eval::{Task, TaskKind};
@@ -21,7 +22,8 @@ pub(crate) use objective::unread_numbers;
 /// Everything that is wrong with a recipe of one stage whose keys and values have passed the schema.
 pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     let mut findings = Vec::new();
-    model_and_adapter(recipe, &mut findings);
+    model(recipe, &mut findings);
+    adapter::check(recipe, &mut findings);
     sources(recipe, &mut findings);
     lengths(recipe, &mut findings);
     tasks(recipe, &mut findings);
@@ -32,7 +34,7 @@ pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     findings
 }
 
-fn model_and_adapter(recipe: &Recipe, findings: &mut Vec<Finding>) {
+fn model(recipe: &Recipe, findings: &mut Vec<Finding>) {
     if recipe.output.as_os_str().is_empty() {
         findings.push(Finding::at(
             "output",
@@ -42,10 +44,6 @@ fn model_and_adapter(recipe: &Recipe, findings: &mut Vec<Finding>) {
     if recipe.model.path.is_empty() {
         let message = "is missing. Write `path = …` in [model] with a model folder or a hub id.";
         findings.push(Finding::at("model.path", message));
-    }
-    if recipe.adapter.kind == AdapterKind::None && recipe.adapter.init_from.is_some() {
-        let message = "names an adapter to go on from, but `adapter.kind` is \"none\". Set the kind, or leave it out.";
-        findings.push(Finding::at("adapter.init_from", message));
     }
 }
 
@@ -76,6 +74,10 @@ fn lengths(recipe: &Recipe, findings: &mut Vec<Finding>) {
     if let [first, second, ..] = given.as_slice() {
         let message = format!("and `train.{first}` both say how long the run is. Keep one of them.");
         findings.push(Finding::at(&format!("train.{second}"), &message));
+    }
+    if train.steps == Some(0) && !recipe.adapter.is_closed_form() {
+        let message = "is 0, so nothing would be trained. Write 1 or more.";
+        findings.push(Finding::at("train.steps", message));
     }
     let schedule = &recipe.schedule;
     for (key, value) in [
