@@ -4,8 +4,6 @@
 const KEYS: &[&str] = &[
     "adapter.route",
     "adapter.under",
-    "data.sources.build",
-    "data.sources.use",
     "distributed",
     "memory.budget",
     "memory.offload",
@@ -16,7 +14,7 @@ const KEYS: &[&str] = &[
 ];
 
 /// Data formats that this version does not read.
-const FORMATS: &[&str] = &["preference", "kto", "parallel", "choice", "retrieval", "stepwise"];
+const FORMATS: &[&str] = &["retrieval", "stepwise"];
 
 /// Values, by key.
 const VALUES: &[(&str, &[&str])] = &[

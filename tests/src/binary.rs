@@ -22,7 +22,10 @@ pub fn path() -> &'static Path {
         let built = fs::metadata(&binary).and_then(|metadata| metadata.modified()).ok();
         if built.is_none_or(|built| built < newest_source()) {
             let mut build = Command::new(env!("CARGO"));
-            build.current_dir(workspace()).args(["build", "--workspace", "--bins"]);
+            // All targets, so that crates have the features that they have under `cargo test`, and are not built twice.
+            build
+                .current_dir(workspace())
+                .args(["build", "--workspace", "--all-targets"]);
             if profile.ends_with("release") {
                 build.arg("--release");
             }

@@ -2,6 +2,8 @@
 
 mod mixture;
 mod objective;
+mod sources;
+mod tasks;
 
 use std::path::Path;
 
@@ -10,10 +12,9 @@ use oxilangtag::LanguageTag;
 use crate::adapter::{AdapterKind, Targets};
 use crate::document::LENGTHS;
 use crate::error::Finding;
-use crate::eval::{Task, TaskKind};
+use crate::eval::TaskKind;
 use crate::recipe::Recipe;
 use crate::selector::Selector;
-use crate::source::Format;
 use crate::train::{Metric, Parameters};
 
 pub(crate) use objective::unread_numbers;
@@ -22,9 +23,9 @@ pub(crate) use objective::unread_numbers;
 pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     let mut findings = Vec::new();
     model_and_adapter(recipe, &mut findings);
-    sources(recipe, &mut findings);
+    sources::check(recipe, &mut findings);
     lengths(recipe, &mut findings);
-    tasks(recipe, &mut findings);
+    tasks::check(recipe, &mut findings);
     early_stop(recipe, &mut findings);
     patterns(recipe, &mut findings);
     mixture::check(recipe, &mut findings);
@@ -49,21 +50,6 @@ fn model_and_adapter(recipe: &Recipe, findings: &mut Vec<Finding>) {
     }
 }
 
-fn sources(recipe: &Recipe, findings: &mut Vec<Finding>) {
-    let sources = &recipe.data.sources;
-    if sources.is_empty() {
-        let message = "is missing, so there is nothing to learn from. Write [[data.sources]] with a path and a format.";
-        findings.push(Finding::at("data.sources", message));
-    }
-    let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
-    unique_names("data.sources", &names, findings);
-    for (index, source) in sources.iter().enumerate() {
-        let key = format!("data.sources.{index}");
-        glob(&format!("{key}.path"), &source.path, findings);
-        languages(&key, source.lang.as_deref(), source.lang_field.as_deref(), findings);
-    }
-}
-
 fn lengths(recipe: &Recipe, findings: &mut Vec<Finding>) {
     let train = &recipe.train;
     let given = [train.steps.is_some(), train.epochs.is_some(), train.tokens.is_some()];
@@ -85,40 +71,6 @@ fn lengths(recipe: &Recipe, findings: &mut Vec<Finding>) {
         if value >= 1.0 && value.fract() != 0.0 {
             let message = format!("is {value}, but must be a fraction below 1 of the run or a whole number of steps.");
             findings.push(Finding::at(&format!("schedule.{key}"), &message));
-        }
-    }
-}
-
-fn tasks(recipe: &Recipe, findings: &mut Vec<Finding>) {
-    let tasks = &recipe.eval.tasks;
-    let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
-    unique_names("eval.tasks", &names, findings);
-    for (index, task) in tasks.iter().enumerate() {
-        let key = format!("eval.tasks.{index}");
-        glob(&format!("{key}.path"), &task.path, findings);
-        languages(&key, task.lang.as_deref(), task.lang_field.as_deref(), findings);
-        task_languages(&key, task, findings);
-        if task.kind == TaskKind::Generate && matches!(task.format, Format::Text | Format::Tokens) {
-            let message = "has no question to answer, but the task's kind is \"generate\". \
-                           Use alpaca, sharegpt, messages or prompt-completion, or kind = \"perplexity\".";
-            findings.push(Finding::at(&format!("{key}.format"), message));
-        }
-    }
-}
-
-fn task_languages(key: &str, task: &Task, findings: &mut Vec<Finding>) {
-    if task.path.to_string_lossy().contains("{lang}") && task.languages.is_empty() {
-        let message = "has {lang} in it, but the task names no languages. Write languages = [\"en\", …].";
-        findings.push(Finding::at(&format!("{key}.path"), message));
-    }
-    for (index, language) in task.languages.iter().enumerate() {
-        let key = format!("{key}.languages.{index}");
-        tag(&key, language, findings);
-        if task.languages[..index].contains(language) {
-            findings.push(Finding::at(
-                &key,
-                &format!("names {language:?} a second time. Keep one."),
-            ));
         }
     }
 }
