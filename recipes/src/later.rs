@@ -2,8 +2,6 @@
 
 /// Keys, without list indices. A key covers everything below it.
 const KEYS: &[&str] = &[
-    "data.sources.build",
-    "data.sources.use",
     "distributed",
     "memory.budget",
     "memory.offload",
@@ -13,7 +11,7 @@ const KEYS: &[&str] = &[
 ];
 
 /// Data formats that this version does not read.
-const FORMATS: &[&str] = &["preference", "kto", "parallel", "choice", "retrieval", "stepwise"];
+const FORMATS: &[&str] = &["retrieval", "stepwise"];
 
 /// Values, by key.
 const VALUES: &[(&str, &[&str])] = &[

@@ -214,7 +214,8 @@ impl Recipe {
             recipe.train.epochs = Some(1.0);
         }
         for source in &mut recipe.data.sources {
-            default_name(&mut source.name, &source.path);
+            let path = source.path.paths().next().unwrap_or(Path::new(""));
+            default_name(&mut source.name, path);
         }
         for task in &mut recipe.eval.tasks {
             default_name(&mut task.name, &task.path);

@@ -234,8 +234,9 @@ fn readme(recipe: &Recipe, summary: &Summary, language: Option<&str>) -> String 
     }
     text.push_str("\nData:\n");
     for source in &recipe.data.sources {
-        let name = source.path.file_name().unwrap_or_default().to_string_lossy();
-        text.push_str(&format!("- {} (`{name}`)\n", source.name));
+        let files = source.path.paths().map(|path| path.file_name().unwrap_or_default());
+        let files: Vec<String> = files.map(|name| format!("`{}`", name.to_string_lossy())).collect();
+        text.push_str(&format!("- {} ({})\n", source.name, files.join(", ")));
     }
     text
 }

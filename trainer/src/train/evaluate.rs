@@ -164,15 +164,10 @@ fn row(task: &str, mut by_language: ByLanguage, examples: Vec<Example>, step: u6
 /// A task's file, or one for each of its languages where the path says `{lang}`, as sources of data.
 fn sources(task: &Task) -> Vec<Source> {
     let source = |path: PathBuf, lang: Option<String>| Source {
-        name: task.name.clone(),
-        path,
-        format: task.format,
         lang,
         lang_field: task.lang_field.clone(),
-        group_field: None,
         fields: task.fields.clone(),
-        normalize: Vec::new(),
-        limit: 0,
+        ..Source::new(&task.name, &path, task.format)
     };
     let path = task.path.to_string_lossy();
     if !path.contains("{lang}") {
@@ -243,7 +238,7 @@ fn perplexity_task(
     let batches = batches(
         sequences
             .iter()
-            .map(|((ids, labels), language)| ((&ids[..], &labels[..]), *language)),
+            .map(|(tokens, language)| ((&tokens.input_ids[..], &tokens.labels[..]), *language)),
     );
     let bytes = supervised_bytes(&batches, languages.len(), tokenizer)?;
     Ok(Prepared::Perplexity {
@@ -337,7 +332,7 @@ fn question(
                 .and_then(|rendered| encode(&rendered.text, false));
             Some(ids.map(|ids| (asked.to_owned(), ids, reference)))
         }
-        Content::Text(_) | Content::Tokens { .. } => None,
+        _ => None,
     }
 }
 
