@@ -115,7 +115,7 @@ fn groups_without_their_anchor_are_left_out_and_counted() {
     assert!((share(&stage, "en").2 - 10.0 / 11.0).abs() < 1e-9, "{stage}");
     let ran = scratch.run(["train", "recipe.toml"]);
     assert!(ran.succeeds().stderr.contains("uses 10 of 12 groups"), "{ran:?}");
-    let parallel = ["--set", "data.parallel.anchor=fr"];
+    let parallel = ["--set", "data.parallel.anchor=fr", "--set", "output=other"];
     for command in ["validate", "train"] {
         let ran = scratch.run([&[command, "recipe.toml"], &parallel[..]].concat());
         ran.refuses(2, &["data.parallel", "12 of 12 groups lack the anchor fr"]);
