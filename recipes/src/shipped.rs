@@ -246,8 +246,7 @@ const SHIPPED: &[Shipped] = &[
     Shipped {
         name: "lens",
         summary: "Languages pulled together where they agree and moved apart where they differ",
-        files: &[("lens.toml", include_bytes!("../lens.toml")), PROMPTS, LICENSES],
-        base: BASE,
+        files: with_base![("lens.toml", include_bytes!("../lens.toml")), PROMPTS, LICENSES],
     },
     Shipped {
         name: "word-alignment",
