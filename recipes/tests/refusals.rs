@@ -45,12 +45,35 @@ fn unknown_keys() {
 #[test]
 fn keys_and_values_of_later_versions() {
     assert_snapshot!(with("[model.quantization]\nscheme = \"nf4\""), @r#"my.toml:8: `model.quantization` is not in this version of Interlingua yet. Leave it out."#);
-    assert_snapshot!(set("adapter.kind=bottleneck"), @r#"--set adapter.kind=bottleneck: `adapter.kind` is "bottleneck", which this version of Interlingua does not have yet. Use "lora", "dora" or "none"."#);
     assert_snapshot!(set("model.device=tch"), @r#"--set model.device=tch: `model.device` is "tch", which this version of Interlingua does not have yet. Use "auto", "cpu", "cuda", or "cuda:N" with a GPU's index."#);
     assert_snapshot!(set("train.parameters=new-tokens"), @r#"--set train.parameters=new-tokens: `train.parameters` is "new-tokens", which this version of Interlingua does not have yet. Use "auto", a list of parameter names, or "re:" and a regular expression."#);
     assert_snapshot!(set("data.sources.0.format=kto"), @r#"--set data.sources.0.format=kto: `data.sources.0.format` is "kto", which this version of Interlingua does not have yet. Use "alpaca", "sharegpt", "messages", "prompt-completion", "text" or "tokens"."#);
     assert_snapshot!(with("[[stage]]\nname = \"a\"\nreference = { adapter = \"off\" }\nmerge = {}"), @r#"
     my.toml:11: `stage.0.merge` is not in this version of Interlingua yet. Leave it out.
+    "#);
+}
+
+#[test]
+fn adapters() {
+    assert_snapshot!(set("adapter.kind=ia3"), @r#"--set adapter.kind=ia3: `adapter.kind` is "ia3", but must be "lora", "dora", "bottleneck", "steering" or "none"."#);
+    assert_snapshot!(set("adapter.layer=3"), @r#"--set adapter.layer=3: `adapter.layer` is not read by "lora". Leave it out. It reads none."#);
+    assert_snapshot!(set("adapter.reduction=2"), @r#"--set adapter.reduction=2: `adapter.reduction` is not read by "lora". Leave it out. It reads none."#);
+    assert_snapshot!(with("[adapter]\nkind = \"bottleneck\"\nlayer = 3"), @r#"my.toml:10: `adapter.layer` is not read by "bottleneck". Leave it out. It reads reduction."#);
+    assert_snapshot!(with("[adapter]\nkind = \"steering\"\nlayer = 0"), @r#"my.toml:10: `adapter.layer` is 0, the embedding's output. A vector is added to the output of a block: write 1 or more."#);
+    assert_snapshot!(with("[adapter]\nkind = \"steering\"\nlayer = \"first\""), @r#"my.toml:10: `adapter.layer` is "first", but must be "middle", "last", or N as in hidden_states.N."#);
+    assert_snapshot!(with("[adapter]\nkind = \"steering\"\nsource = \"rows\""), @r#"my.toml:10: `adapter.source` is read with fit = "closed-form" only. Set adapter.fit, or leave it out."#);
+    assert_snapshot!(with("[adapter]\nkind = \"steering\"\nfit = \"closed-form\""), @r#"my.toml:8: `adapter.source` is missing. fit = "closed-form" reads a source of translations: name one of data.sources."#);
+    assert_snapshot!(with("[adapter]\nkind = \"steering\"\nfit = \"closed-form\"\nsource = \"row\"\nanchor = \"english\""), @r#"my.toml:11: `adapter.source` is "row", which is no source. The sources are rows."#);
+    assert_snapshot!(with("[train]\nsteps = 5\n[adapter]\nkind = \"steering\"\nfit = \"closed-form\"\nsource = \"rows\""), @r#"my.toml:12: `adapter.fit` is "closed-form", which leaves nothing to train. Leave out train.steps, train.epochs and train.tokens."#);
+    assert_snapshot!(with("[train]\nsteps = 0"), @r#"my.toml:9: `train.steps` is 0, so nothing would be trained. Write 1 or more."#);
+    assert_snapshot!(with("[adapter]\nroute = \"language\"\nmodules_to_save = [\"lm_head\"]"), @r#"my.toml:10: `adapter.modules_to_save` trains modules that all languages share, while each language has an adapter folder of its own. Leave it out, or select them with train.parameters."#);
+    assert_snapshot!(with("[adapter]\nkind = \"steering\"\nmodules_to_save = [\"lm_head\"]"), @r#"my.toml:10: `adapter.modules_to_save` belongs to lora and dora. Leave it out, or select them with train.parameters."#);
+    assert_snapshot!(with("[adapter]\nroute = \"source\""), @r#"my.toml:9: `adapter.route` is "source", but must be "none" or "language"."#);
+    assert_snapshot!(with("[[adapter.under]]\nlang = \"sw\""), @r#"my.toml:8: `adapter.under.0.path` is missing. Write `path = …` with a text that is not empty."#);
+    assert_snapshot!(with("[[adapter.under]]\npath = \"a\"\nlang = \"sw_KE\""), @r#"my.toml:10: `adapter.under.0.lang` is "sw_KE", which is not a well-formed BCP-47 language tag. Write "sw-KE"."#);
+    assert_snapshot!(with("[adapter]\nkind = \"none\"\nroute = \"language\"\n[[adapter.under]]\npath = \"a\""), @r#"
+    my.toml:10: `adapter.route` asks for an adapter for each language, but `adapter.kind` is "none". Set the kind, or leave it out.
+    my.toml:11: `adapter.under` names adapters below the trained one, but `adapter.kind` is "none". Set the kind, or leave it out.
     "#);
 }
 

@@ -23,7 +23,9 @@ pub fn path() -> &'static Path {
         if built.is_none_or(|built| built < newest_source()) {
             let mut build = Command::new(env!("CARGO"));
             // All targets, so that crates have the features that they have under `cargo test`, and are not built twice.
-            build.current_dir(workspace()).args(["build", "--workspace", "--all-targets"]);
+            build
+                .current_dir(workspace())
+                .args(["build", "--workspace", "--all-targets"]);
             if profile.ends_with("release") {
                 build.arg("--release");
             }

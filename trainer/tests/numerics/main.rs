@@ -6,3 +6,4 @@ mod engine;
 mod fixtures;
 mod models;
 mod optimizers;
+mod stacks;
