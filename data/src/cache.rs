@@ -13,7 +13,7 @@ use crate::tokenize::SampleTokenizer;
 use crate::tokenized_file::{Info, TokenizedFile, TokenizedSample, Writer};
 
 /// Raised whenever the code gives other tokens for the same rows, so that older files are not read any more.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// The folder of the cache: `$INTERLINGUA_CACHE`, else `$XDG_CACHE_HOME/interlingua`, else `~/.cache/interlingua`; without a home,
 /// a folder in the system's folder for temporary files.
@@ -29,20 +29,25 @@ pub fn default_folder() -> PathBuf {
         .unwrap_or_else(|| std::env::temp_dir().join("interlingua"))
 }
 
-/// The file that keeps a source as tokens. Equal when the rows, how they are read and how they are tokenised are.
+/// The file that keeps a source as tokens. Equal when the rows, how they are read and how they are tokenised are; where rows are
+/// built, the seed too.
 pub(crate) fn file_of(
     folder: &Path,
     source: &Source,
     on_bad_row: BadRow,
     files: &[String],
     tokenizer: &SampleTokenizer,
+    seed: u64,
 ) -> Result<PathBuf, DataError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&VERSION.to_le_bytes());
     hasher.update(&content_fingerprint(source)?);
     // The names of the files are kept for messages, so they belong to what is kept.
     hasher.update(format!("{source:?} {on_bad_row:?} {files:?}").as_bytes());
-    hasher.update(&tokenizer.fingerprint());
+    hasher.update(&tokenizer.fingerprint(source.format));
+    if !source.build.is_empty() {
+        hasher.update(&seed.to_le_bytes());
+    }
     Ok(folder.join(format!("{}.tokens", hasher.finalize().to_hex())))
 }
 

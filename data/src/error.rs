@@ -119,6 +119,61 @@ pub enum DataError {
         /// What is wrong with the first of them.
         first: String,
     },
+    /// Line-aligned files of which one is longer.
+    #[error(
+        "{} has {} lines, but {} has {}. Line-aligned files say the same on each line: correct the files, and leave a line empty where a translation is missing.",
+        files[0].0.display(),
+        files[0].1,
+        files[1].0.display(),
+        files[1].1
+    )]
+    LineCount {
+        /// Two files and their numbers of lines.
+        files: Box<[(PathBuf, u64); 2]>,
+    },
+    /// A row builder names a language that no row has.
+    #[error(
+        "`{key}` names {language:?}, but no row of source {source_name:?} has that language. Its rows have: {}.",
+        found.join(", ")
+    )]
+    BuildLanguage {
+        /// The key of the recipe.
+        key: String,
+        /// The language.
+        language: String,
+        /// Name of the source.
+        source_name: String,
+        /// The languages of its rows.
+        found: Vec<String>,
+    },
+    /// A row builder cannot make as many rows as it should.
+    #[error(
+        "`{key}` is {wanted}, but the parallel rows of source {source_name:?} make only {possible}{mode}. {advice}"
+    )]
+    BuildCount {
+        /// The key of the recipe.
+        key: String,
+        /// Rows that should be made.
+        wanted: usize,
+        /// Rows that can be made.
+        possible: usize,
+        /// Name of the source.
+        source_name: String,
+        /// Which kind of row, where the builder makes several; starts with a space, or is empty.
+        mode: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The template of a row builder cannot be used.
+    #[error("`{key}` cannot be used: {message}. It sees {variables}.")]
+    BuildTemplate {
+        /// The key of the recipe.
+        key: String,
+        /// What is wrong with it.
+        message: String,
+        /// The variables of its kind.
+        variables: &'static str,
+    },
     /// There is no tokenizer.json.
     #[error("there is no tokenizer.json in {}. Copy the one that belongs to the model there, or make one with `interlingua tokenizer train`.", folder.display())]
     NoTokenizer {
@@ -444,14 +499,73 @@ pub enum RowProblem {
     },
     /// As many labels as tokens are needed.
     #[error(
-        "`labels` has {labels} numbers, but `input_ids` has {input_ids}. Write one label per token, not shifted; -100 is not supervised."
+        "`{}` has {labels} numbers, but `{}` has {input_ids}. Write one label per token, not shifted; -100 is not supervised.",
+        fields[0],
+        fields[1]
     )]
     LabelCount {
+        /// The fields of labels and of tokens.
+        fields: [String; 2],
         /// Number of labels.
         labels: usize,
         /// Number of tokens.
         input_ids: usize,
     },
+    /// Two answers that do not differ.
+    #[error("`{chosen}` and `{rejected}` are equal, so neither is preferred. Correct or remove the row.")]
+    EqualAnswers {
+        /// The field of the better answer.
+        chosen: String,
+        /// The field of the worse one.
+        rejected: String,
+    },
+    /// A question with nothing to choose from.
+    #[error("`{field}` has one choice. Write two or more.")]
+    OneChoice {
+        /// The field.
+        field: String,
+    },
+    /// A right answer that is no choice.
+    #[error(
+        "`{field}` is {found}, but there are {choices} choices. Write an index from 0 to {}, a letter from A to {}, or the text of a choice.",
+        choices - 1,
+        letter(*choices)
+    )]
+    Answer {
+        /// The field.
+        field: String,
+        /// What it holds, as JSON.
+        found: String,
+        /// Number of choices, at least 2.
+        choices: usize,
+    },
+    /// A pair of aligned words that cannot be.
+    #[error("the pair {pair} in `{field}` is wrong: {reason}. Correct the row, or align the texts again.")]
+    Alignment {
+        /// The field.
+        field: String,
+        /// The pair as it is written.
+        pair: String,
+        /// What is wrong, as a sentence without its full stop.
+        reason: String,
+    },
+    /// A row of another kind than what reads it wants.
+    #[error("{reader} reads {wanted}, and the row has {found}. {advice}")]
+    NotWanted {
+        /// What reads the row.
+        reader: String,
+        /// What it reads.
+        wanted: &'static str,
+        /// What the row has, or lacks.
+        found: &'static str,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A conversation of which only the prompt is read, and there is none.
+    #[error(
+        "the source is auxiliary, so only prompts are read, and the row has none before its answer. Remove the row."
+    )]
+    NoPrompt,
 }
 
 impl RowProblem {
@@ -467,9 +581,19 @@ impl RowProblem {
             Self::Language { .. } => "language tag",
             Self::Token { .. } | Self::LabelCount { .. } | Self::OutOfVocabulary { .. } => "tokens",
             Self::Template { .. } | Self::NoSpan { .. } => "chat template",
+            Self::EqualAnswers { .. } => "equal answers",
+            Self::OneChoice { .. } | Self::Answer { .. } => "choices",
+            Self::Alignment { .. } => "alignment",
+            Self::NotWanted { .. } => "not what the objective reads",
+            Self::NoPrompt => "no prompt",
             Self::Tokenizer { .. } => "tokenizer",
         }
     }
+}
+
+/// The letter of the last of so many choices.
+fn letter(choices: usize) -> char {
+    char::from(b'A' + u8::try_from(choices - 1).unwrap_or(u8::MAX).min(25))
 }
 
 /// Names for a sentence: "`a`, `b` and `c`".

@@ -4,12 +4,14 @@
 //! sequence boundaries, without padding, and which samples a step sees ([`order::Order`]) is a pure function of recipe and data.
 
 pub mod batch;
+mod builders;
 pub mod cache;
 pub mod dataset;
 pub mod error;
 mod formats;
 mod holdout;
 pub mod language;
+pub mod language_name;
 pub mod mask;
 pub mod normalize;
 pub mod order;
@@ -22,6 +24,7 @@ mod python_json;
 mod readers;
 mod replay;
 pub mod report;
+mod representation;
 pub mod sample;
 pub mod source;
 pub mod template;

@@ -7,23 +7,51 @@ use interlingua_recipes::Normalization;
 use serde_json::Value;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfkc_quick};
 
-use crate::sample::Content;
+use crate::sample::{Aligned, Content};
 
 /// Applies the changes to all text of a row.
 pub fn normalize(changes: &[Normalization], content: &mut Content) {
     for &change in changes {
-        match content {
-            Content::Conversation { messages, .. } => {
-                for message in messages {
-                    normalize_value(change, &mut message.content);
-                }
+        apply(change, content);
+    }
+}
+
+fn apply(change: Normalization, content: &mut Content) {
+    let text = |text: &mut String| *text = normalize_text(change, text);
+    match content {
+        Content::Conversation { messages, .. } => {
+            for message in messages {
+                normalize_value(change, &mut message.content);
             }
-            Content::PromptCompletion { prompt, completion } => {
-                *prompt = normalize_text(change, prompt);
-                *completion = normalize_text(change, completion);
+        }
+        Content::PromptCompletion {
+            prompt: first,
+            completion: second,
+        }
+        | Content::Exchange {
+            question: first,
+            answer: second,
+        } => [first, second].map(text).into_iter().collect(),
+        Content::Text(only) => text(only),
+        Content::Tokens { .. } => {}
+        Content::Choice { question, choices, .. } => {
+            text(question);
+            choices.iter_mut().for_each(text);
+        }
+        Content::Pair { chosen, rejected, .. } => {
+            apply(change, chosen);
+            apply(change, rejected);
+        }
+        Content::Marked { content, .. } => apply(change, content),
+        Content::Aligned(aligned) => {
+            let words = |aligned: &Aligned| [&aligned.text, &aligned.other].map(|text| text.split_whitespace().count());
+            let before = words(aligned);
+            text(&mut aligned.text);
+            text(&mut aligned.other);
+            // A ligature of a whole phrase becomes several words, and the pairs would name others than they did.
+            if words(aligned) != before {
+                aligned.pairs.clear();
             }
-            Content::Text(text) => *text = normalize_text(change, text),
-            Content::Tokens { .. } => {}
         }
     }
 }

@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use interlingua_recipes::{BadRow as OnBadRow, Format, Recipe, Source};
+use interlingua_recipes::{BadRow as OnBadRow, Format, ObjectiveKind, Recipe, Source, SourceUse};
 use rayon::prelude::*;
 
+use crate::builders::SampleRows;
 use crate::cache::{self, Entry};
 use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::holdout;
 use crate::report::{Report, SkippedRows, SourceReport};
-use crate::sample::Sample;
-use crate::source::{read_source, source_files};
+use crate::sample::{Content, Sample};
+use crate::source::source_files;
 use crate::tokenize::{Outcome, SampleTokenizer};
 use crate::tokenized_file::{Info, TokenizedFile, TokenizedSample};
 use crate::tokenizer::Tokenizer;
@@ -68,8 +69,8 @@ pub fn prepare(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Prepared, DataError> {
     let data = &recipe.data;
-    let sample_tokenizer = SampleTokenizer::new(tokenizer, data, vocabulary_size)?;
-    let mut files = Vec::new();
+    let base_tokenizer = SampleTokenizer::new(tokenizer, data, vocabulary_size)?;
+    let (mut trained, mut auxiliary) = (Vec::new(), BTreeMap::new());
     let mut report = Report {
         notes: notes(recipe, tokenizer),
         ..Report::default()
@@ -81,26 +82,51 @@ pub fn prepare(
             source: &source.name,
             progress,
         };
-        let file = prepare_source(index, source, data.on_bad_row, &sample_tokenizer, cache, &mut watch)?;
+        let sample_tokenizer = match source.r#use {
+            SourceUse::Train => base_tokenizer.for_objective(recipe.objective.kind),
+            SourceUse::Auxiliary => base_tokenizer.for_auxiliary(auxiliary_length(recipe, &source.name)),
+        };
+        let reading = Reading {
+            index,
+            source,
+            on_bad_row: data.on_bad_row,
+            seed: recipe.seed,
+            tokenizer: &sample_tokenizer,
+        };
+        let file = prepare_source(&reading, cache, &mut watch)?;
         let kept = file.info().report.clone();
         let unreadable = |reason: serde_json::Error| DataError::Cache {
             path: cache.to_owned(),
             reason: reason.into(),
         };
-        report.sources.push(serde_json::from_value(kept).map_err(unreadable)?);
-        files.push(file);
+        let source_report: SourceReport = serde_json::from_value(kept).map_err(unreadable)?;
+        report.notes.extend(source_report.cross_lingual_note());
+        report.sources.push(source_report);
+        match source.r#use {
+            SourceUse::Train => trained.push(file),
+            SourceUse::Auxiliary => {
+                let dataset = Dataset::new(vec![file]);
+                if dataset.is_empty() {
+                    return Err(DataError::NothingLeft {
+                        reasons: report.why_nothing_is_left(),
+                    });
+                }
+                auxiliary.insert(source.name.clone(), dataset);
+            }
+        }
     }
-    let all = Dataset::new(files);
-    if all.is_empty() {
+    let no_training = recipe.objective.kind == ObjectiveKind::None && trained.is_empty();
+    let all = Dataset::new(trained);
+    if all.is_empty() && !no_training {
         return Err(DataError::NothingLeft {
             reasons: report.why_nothing_is_left(),
         });
     }
-    if data.holdout == 0.0 {
+    if data.holdout == 0.0 || no_training {
         return Ok(Prepared {
             train: all,
             heldout: None,
-            auxiliary: BTreeMap::new(),
+            auxiliary,
             report,
         });
     }
@@ -116,14 +142,28 @@ pub fn prepare(
     Ok(Prepared {
         train,
         heldout: (!heldout.is_empty()).then_some(heldout),
-        auxiliary: BTreeMap::new(),
+        auxiliary,
         report,
     })
 }
 
+/// The longest text of an auxiliary source, in tokens: as the loss that names it says.
+fn auxiliary_length(recipe: &Recipe, source: &str) -> usize {
+    let names = |name: &Option<String>| name.as_deref() == Some(source);
+    let mut losses = recipe.objective.auxiliary.iter();
+    let loss = losses.find(|loss| names(&loss.source) || names(&loss.probe));
+    loss.and_then(|loss| loss.max_length).unwrap_or(recipe.data.max_length)
+}
+
 /// What is right but may surprise.
 fn notes(recipe: &Recipe, tokenizer: &Tokenizer) -> Vec<String> {
-    let ended = |source: &Source| matches!(source.format, Format::Text | Format::PromptCompletion);
+    let ended = |source: &Source| {
+        source.r#use == SourceUse::Train
+            && matches!(
+                source.format,
+                Format::Text | Format::PromptCompletion | Format::Preference | Format::Kto | Format::Parallel
+            )
+    };
     if tokenizer.eos_id().is_some() || !recipe.data.sources.iter().any(ended) {
         return Vec::new();
     }
@@ -153,19 +193,28 @@ impl Watch<'_> {
     }
 }
 
-fn prepare_source(
+/// How a source is read.
+struct Reading<'a> {
     index: usize,
-    source: &Source,
+    source: &'a Source,
     on_bad_row: OnBadRow,
-    tokenizer: &SampleTokenizer,
-    folder: &Path,
-    watch: &mut Watch,
-) -> Result<TokenizedFile, DataError> {
+    seed: u64,
+    tokenizer: &'a SampleTokenizer,
+}
+
+fn prepare_source(reading: &Reading, folder: &Path, watch: &mut Watch) -> Result<TokenizedFile, DataError> {
+    let &Reading {
+        index,
+        source,
+        on_bad_row,
+        seed,
+        tokenizer,
+    } = reading;
     let files: Vec<String> = source_files(source)?
         .iter()
         .map(|file| file.display().to_string())
         .collect();
-    let path = cache::file_of(folder, source, on_bad_row, &files, tokenizer)?;
+    let path = cache::file_of(folder, source, on_bad_row, &files, tokenizer, seed)?;
     if let Some(file) = cache::open(&path)? {
         let tokens = file.records().iter().map(|record| u64::from(record.length)).sum();
         watch.say(file.records().len() as u64, tokens, true, true);
@@ -177,12 +226,13 @@ fn prepare_source(
         on_bad_row,
         report: SourceReport {
             name: source.name.clone(),
+            auxiliary: source.r#use == SourceUse::Auxiliary,
             ..SourceReport::default()
         },
         files: files.iter().cloned().zip(0..).collect(),
         languages: Vec::new(),
     };
-    let mut rows = read_source(index, source, on_bad_row)?;
+    let mut rows = SampleRows::open(index, source, on_bad_row, seed)?;
     loop {
         let mut chunk: Vec<Sample> = Vec::new();
         let mut bytes = 0;
@@ -199,7 +249,6 @@ fn prepare_source(
             .map(|sample| tokenizer.tokenize(&sample.content))
             .collect();
         for (sample, outcome) in chunk.iter().zip(outcomes) {
-            pass.report.rows += 1;
             match outcome {
                 Ok(outcome) => pass.keep(sample, outcome, &mut entry)?,
                 Err(problem) => {
@@ -212,10 +261,10 @@ fn prepare_source(
                 }
             }
         }
-        watch.say(pass.report.rows, pass.report.tokens(), false, false);
+        watch.say(rows.rows(), pass.report.tokens(), false, false);
     }
+    pass.report.rows = rows.rows();
     for (kind, skipped) in &rows.skipped().kinds {
-        pass.report.rows += skipped.rows;
         pass.report.skip(kind, skipped.rows, &skipped.first);
     }
     watch.say(pass.report.rows, pass.report.tokens(), false, true);
@@ -263,13 +312,19 @@ impl Pass {
         let file = sample.place.file.display().to_string();
         let file = self.files.get(&file).copied().unwrap_or_default();
         let group = group_of(sample, &self.report.name, file);
-        for (input_ids, labels) in sequences {
-            counts.add(&labels);
+        if let Content::Pair { languages, .. } = &sample.content {
+            self.report.pairs += 1;
+            if let Some(crossing) = crossing(&sample.language, languages) {
+                *self.report.cross_lingual.entry(crossing).or_default() += 1;
+            }
+        }
+        for tokens in sequences {
+            counts.add(&tokens);
             entry.push(&TokenizedSample {
-                input_ids,
-                labels,
-                parts: Vec::new(),
-                marks: Vec::new(),
+                input_ids: tokens.input_ids,
+                labels: tokens.labels,
+                parts: tokens.parts,
+                marks: tokens.marks,
                 language: language as u32,
                 group,
                 file,
@@ -279,6 +334,18 @@ impl Pass {
         }
         Ok(())
     }
+}
+
+/// The languages of a pair of which an answer is in another than the prompt.
+fn crossing(prompt: &str, answers: &[Option<String>; 2]) -> Option<String> {
+    let [chosen, rejected] = answers.each_ref().map(|answer| answer.as_deref().unwrap_or(prompt));
+    if chosen == prompt && rejected == prompt {
+        return None;
+    }
+    Some(match chosen == rejected {
+        true => format!("{prompt}→{chosen}"),
+        false => format!("{prompt}→{chosen}, {rejected}"),
+    })
 }
 
 /// Equal for rows with the same group, in whatever source; a row without one is a group of its own. `file`: its place among the

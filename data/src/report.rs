@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::supervised_tokens;
+use crate::tokenize::Tokens;
+use crate::tokenized_file::ranges;
 
 /// What was read, kept and dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -26,12 +28,19 @@ pub struct SourceReport {
     pub by_language: BTreeMap<String, Counts>,
     /// Bad rows that were skipped, by the kind of what is wrong with them.
     pub skipped: BTreeMap<String, SkippedRows>,
+    /// Whether only a loss or a probe reads it.
+    pub auxiliary: bool,
+    /// Preference pairs that were kept.
+    pub pairs: u64,
+    /// Those of them with an answer in another language than the prompt, by the languages: "ar→en", or "ar→en, fr" where the
+    /// two answers differ.
+    pub cross_lingual: BTreeMap<String, u64>,
 }
 
 /// What became of the rows of one language.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Counts {
-    /// Sequences kept, held-out ones included; a long text makes several.
+    /// Samples kept, held-out ones included; a long text makes several.
     pub samples: u64,
     /// Their tokens.
     pub tokens: u64,
@@ -54,10 +63,12 @@ pub struct SkippedRows {
 
 impl Counts {
     /// Counts one more sequence.
-    pub(crate) fn add(&mut self, labels: &[i32]) {
+    pub(crate) fn add(&mut self, tokens: &Tokens) {
         self.samples += 1;
-        self.tokens += labels.len() as u64;
-        self.supervised_tokens += supervised_tokens(labels) as u64;
+        self.tokens += tokens.labels.len() as u64;
+        self.supervised_tokens += ranges(&tokens.parts, tokens.labels.len())
+            .map(|part| supervised_tokens(&tokens.labels[part]) as u64)
+            .sum::<u64>();
     }
 
     /// All rows that were dropped.
@@ -77,6 +88,25 @@ impl Counts {
 }
 
 impl SourceReport {
+    /// A note on pairs whose answers are in another language than their prompt, where there are such.
+    pub(crate) fn cross_lingual_note(&self) -> Option<String> {
+        let crossing: u64 = self.cross_lingual.values().sum();
+        let mut languages: Vec<(&String, &u64)> = self.cross_lingual.iter().collect();
+        languages.sort_by_key(|(languages, pairs)| (std::cmp::Reverse(**pairs), *languages));
+        let languages: Vec<String> = languages
+            .into_iter()
+            .map(|(languages, pairs)| format!("{languages} {pairs}"))
+            .collect();
+        (crossing > 0).then(|| {
+            format!(
+                "{crossing} of {} preference pairs of source {} have answers in another language than the prompt: {}.",
+                self.pairs,
+                self.name,
+                languages.join("; ")
+            )
+        })
+    }
+
     /// Tokens of all languages.
     pub fn tokens(&self) -> u64 {
         self.by_language.values().map(|counts| counts.tokens).sum()
@@ -84,18 +114,14 @@ impl SourceReport {
 }
 
 impl Report {
-    /// What became of the rows of each language, over all sources.
+    /// What became of the rows of each language, over all sources that are trained on.
     pub fn by_language(&self) -> BTreeMap<String, Counts> {
-        let mut all: BTreeMap<String, Counts> = BTreeMap::new();
-        for (language, counts) in self.sources.iter().flat_map(|source| &source.by_language) {
-            all.entry(language.clone()).or_default().merge(counts);
-        }
-        all
+        merged(self.sources.iter().filter(|source| !source.auxiliary))
     }
 
-    /// Rows that were dropped, by language and reason.
+    /// Rows that were dropped, by language and reason, those of auxiliary sources included.
     pub fn dropped(&self) -> BTreeMap<(String, String), u64> {
-        let languages = self.by_language();
+        let languages = merged(self.sources.iter());
         let dropped = languages.iter().flat_map(|(language, counts)| {
             counts
                 .dropped
@@ -125,4 +151,12 @@ impl Report {
             reasons.join("; ")
         }
     }
+}
+
+fn merged<'a>(sources: impl Iterator<Item = &'a SourceReport>) -> BTreeMap<String, Counts> {
+    let mut all: BTreeMap<String, Counts> = BTreeMap::new();
+    for (language, counts) in sources.flat_map(|source| &source.by_language) {
+        all.entry(language.clone()).or_default().merge(counts);
+    }
+    all
 }

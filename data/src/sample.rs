@@ -23,6 +23,8 @@ pub struct Sample {
     pub id: Option<String>,
     /// Where the row was read.
     pub place: Place,
+    /// Instruction and input of an `alpaca` row apart from each other, in a source that rows are built out of.
+    pub instruction: Option<(String, String)>,
 }
 
 /// Where a row was read.
@@ -75,19 +77,96 @@ pub enum Content {
         /// One label per token, not shifted; -100 is not supervised. `None`: all tokens are supervised.
         labels: Option<Vec<i32>>,
     },
+    /// A question and its answer, which become a conversation of the two where there is a chat template, else plain text
+    /// with a line end between them unless the question ends with white space. The answer is supervised.
+    Exchange {
+        /// What is asked; not empty.
+        question: String,
+        /// What is to be learnt; not empty.
+        answer: String,
+    },
+    /// A question with answers to choose from, each of which becomes an [`Content::Exchange`] with the question.
+    Choice {
+        /// Context and question; not empty.
+        question: String,
+        /// The answers to choose from, at least two.
+        choices: Vec<String>,
+        /// Index of the right one.
+        answer: usize,
+    },
+    /// Two answers to one prompt, each with the prompt: conversations, prompts with completions, or tokens.
+    Pair {
+        /// The better one.
+        chosen: Box<Content>,
+        /// The worse one.
+        rejected: Box<Content>,
+        /// Languages of the two answers, where the row names them; BCP-47 tags in canonical case.
+        languages: [Option<String>; 2],
+    },
+    /// A prompt and an answer that is marked good or bad.
+    Marked {
+        /// Prompt and answer.
+        content: Box<Content>,
+        /// Whether the answer is a good one.
+        desirable: bool,
+    },
+    /// A text whose words are aligned with those of its translation.
+    Aligned(Aligned),
+}
+
+/// A text whose words are aligned with those of its translation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aligned {
+    /// The text.
+    pub text: String,
+    /// The translation.
+    pub other: String,
+    /// Pairs of words, as indices into the words of `text` and of `other` that white space separates. No word is in two pairs.
+    pub pairs: Vec<(u32, u32)>,
 }
 
 impl Content {
+    /// All texts in it: those of messages, prompts and answers one by one; none for tokens.
+    pub fn texts(&self) -> Vec<&str> {
+        match self {
+            Self::Conversation { messages, .. } => {
+                messages.iter().filter_map(|message| message.content.as_str()).collect()
+            }
+            Self::PromptCompletion {
+                prompt: first,
+                completion: second,
+            }
+            | Self::Exchange {
+                question: first,
+                answer: second,
+            } => vec![first, second],
+            Self::Text(text) => vec![text],
+            Self::Tokens { .. } => Vec::new(),
+            Self::Choice { question, choices, .. } => {
+                std::iter::once(question).chain(choices).map(String::as_str).collect()
+            }
+            Self::Pair { chosen, rejected, .. } => [chosen.texts(), rejected.texts()].concat(),
+            Self::Marked { content, .. } => content.texts(),
+            Self::Aligned(aligned) => vec![&aligned.text],
+        }
+    }
+
+    /// Whether it was tokenised by another tool.
+    pub fn is_tokens(&self) -> bool {
+        match self {
+            Self::Tokens { .. } => true,
+            Self::Marked { content, .. } | Self::Pair { chosen: content, .. } => content.is_tokens(),
+            _ => false,
+        }
+    }
+
     /// About how many bytes of text it holds, to bound what is read at a time.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::Conversation { messages, .. } => messages
-                .iter()
-                .map(|message| message.content.as_str().map_or(64, str::len))
-                .sum(),
-            Self::PromptCompletion { prompt, completion } => prompt.len() + completion.len(),
-            Self::Text(text) => text.len(),
             Self::Tokens { input_ids, .. } => 8 * input_ids.len(),
+            Self::Pair { chosen, rejected, .. } => chosen.bytes() + rejected.bytes(),
+            Self::Marked { content, .. } => content.bytes(),
+            _ => 64 + self.texts().iter().map(|text| text.len()).sum::<usize>(),
         }
     }
 }

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use interlingua_recipes::{BadRow as OnBadRow, Source};
+use interlingua_recipes::{BadRow as OnBadRow, Format, Source, SourcePath};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::error::{BadRow, DataError, RowProblem};
 use crate::formats;
 use crate::language::canonical;
-use crate::normalize::normalize;
+use crate::normalize::{normalize, normalize_text};
 use crate::readers::{self, Origin, Row, Rows};
 use crate::sample::{Place, Sample, UNDETERMINED};
 
@@ -24,7 +24,7 @@ use crate::sample::{Place, Sample, UNDETERMINED};
 pub fn read_source(source_index: usize, source: &Source, on_bad_row: OnBadRow) -> Result<SourceRows, DataError> {
     let files = readers::files(&source.path)?;
     let reader = RowReader::new(source)?;
-    let rows = SourceRows {
+    let mut rows = SourceRows {
         source_index,
         limit: if source.limit == 0 {
             u64::MAX
@@ -35,10 +35,15 @@ pub fn read_source(source_index: usize, source: &Source, on_bad_row: OnBadRow) -
         reader,
         files: files.into_iter(),
         open: None,
+        pending: Vec::new().into_iter(),
         skipped: Skipped::default(),
         good: 0,
         done: false,
     };
+    if let SourcePath::Aligned(files) = &source.path {
+        rows.open = Some(readers::open_aligned(source_index, files)?);
+        rows.files = Vec::new().into_iter();
+    }
     // A file of the wrong kind is said before anything is read.
     for file in rows.files.as_slice() {
         drop(rows.open_file(file.clone())?);
@@ -113,6 +118,8 @@ pub struct SourceRows {
     reader: RowReader,
     files: std::vec::IntoIter<PathBuf>,
     open: Option<Rows>,
+    /// The samples of the row read last that are yet to be given.
+    pending: std::vec::IntoIter<Sample>,
     skipped: Skipped,
     good: u64,
     done: bool,
@@ -132,7 +139,8 @@ impl SourceRows {
         readers::open(origin, self.reader.source.format, &self.reader.columns)
     }
 
-    fn rows(&self) -> u64 {
+    /// Rows read so far, those left out included.
+    pub fn rows(&self) -> u64 {
         self.good + self.skipped.rows()
     }
 
@@ -150,7 +158,7 @@ impl SourceRows {
     }
 
     fn end(&self) -> Option<DataError> {
-        let path = self.reader.source.path.display().to_string();
+        let path = self.reader.source.path.to_string();
         if self.good > 0 {
             return None;
         }
@@ -170,14 +178,17 @@ impl Iterator for SourceRows {
 
     fn next(&mut self) -> Option<Self::Item> {
         while !self.done {
+            if let Some(sample) = self.pending.next() {
+                return Some(Ok(sample));
+            }
             if self.rows() == self.limit {
                 break;
             }
             let Some(row) = self.next_row() else { break };
-            match row.and_then(|row| self.reader.sample(row)) {
-                Ok(sample) => {
+            match row.and_then(|row| self.reader.samples(row)) {
+                Ok(samples) => {
                     self.good += 1;
-                    return Some(Ok(sample));
+                    self.pending = samples.into_iter();
                 }
                 Err(DataError::BadRow(bad)) if self.on_bad_row == OnBadRow::Skip => self.skipped.add(&bad),
                 Err(error) => {
@@ -214,7 +225,7 @@ impl RowReader {
             return Err(DataError::UnknownField {
                 source_name: source.name.clone(),
                 field: field.clone(),
-                format: formats::name(source.format),
+                format: source.format.name(),
                 known: known.into_iter().map(str::to_owned).collect(),
             });
         }
@@ -239,33 +250,70 @@ impl RowReader {
         })
     }
 
-    fn sample(&self, row: Row) -> Result<Sample, DataError> {
+    fn samples(&self, row: Row) -> Result<Vec<Sample>, DataError> {
         let Row { place, values } = row;
         self.read(values, &place)
             .map_err(|problem| DataError::bad_row(place, problem))
     }
 
-    fn read(&self, values: Map<String, Value>, place: &Place) -> Result<Sample, RowProblem> {
+    fn read(&self, values: Map<String, Value>, place: &Place) -> Result<Vec<Sample>, RowProblem> {
         let column = |field: &str| self.source.fields.get(field).map_or(field, String::as_str).to_owned();
         let id = name(&values, &column("id"), false)?;
-        let group = match &self.source.group_field {
-            None => id.clone(),
-            Some(field) => name(&values, field, true)?,
+        let group = match (&self.source.group_field, &self.source.path) {
+            (Some(field), _) => name(&values, field, true)?,
+            (None, SourcePath::Aligned(_)) => Some(format!("{}\0{}", self.source.name, place.line)),
+            (None, SourcePath::Files(_)) => id.clone(),
         };
         let language = match (&self.language, &self.source.lang_field) {
             (Some(language), _) => language.clone(),
             (None, Some(field)) => language(&values, field, true)?,
             (None, None) => language(&values, &column("lang"), false)?,
         };
-        let mut content = formats::read(self.source.format, &self.source.fields, values)?;
-        normalize(&self.source.normalize, &mut content);
-        Ok(Sample {
-            content,
-            language,
-            group,
-            id,
-            place: place.clone(),
-        })
+        let instruction = self.instruction(&values);
+        let contents = formats::read(self.source.format, &self.source.fields, values)?;
+        let samples = contents.into_iter().map(|(named, mut content)| {
+            normalize(&self.source.normalize, &mut content);
+            Sample {
+                content,
+                place: self.place(place, named.as_deref()),
+                language: named.unwrap_or_else(|| language.clone()),
+                group: group.clone(),
+                id: id.clone(),
+                instruction: instruction.clone(),
+            }
+        });
+        Ok(samples.collect())
+    }
+
+    /// Instruction and input of an `alpaca` row, where rows are built out of it.
+    fn instruction(&self, values: &Map<String, Value>) -> Option<(String, String)> {
+        if self.source.build.is_empty() || self.source.format != Format::Alpaca {
+            return None;
+        }
+        let text = |field: &str| {
+            let column = self.source.fields.get(field).map_or(field, String::as_str);
+            let text = values.get(column).and_then(Value::as_str).unwrap_or_default();
+            let changes = self.source.normalize.iter();
+            changes.fold(text.to_owned(), |text, &change| normalize_text(change, &text))
+        };
+        Some((text("instruction"), text("input")))
+    }
+
+    /// Where a text of a row is: of line-aligned files, in that of its language.
+    fn place(&self, row: &Place, language: Option<&str>) -> Place {
+        let file = match (&self.source.path, language) {
+            (SourcePath::Aligned(files), Some(language)) => files
+                .iter()
+                .find(|(tag, _)| canonical(tag).is_ok_and(|tag| tag == language)),
+            _ => None,
+        };
+        match file {
+            Some((_, file)) => Place {
+                file: Arc::from(file.as_path()),
+                ..row.clone()
+            },
+            None => row.clone(),
+        }
     }
 }
 

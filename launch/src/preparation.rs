@@ -1,17 +1,18 @@
 //! What `validate` and `prepare` share: a recipe's model opened, its data tokenised, the length of the run known.
 
+use std::path::Path;
+
 use interlingua_checkpoints::hub;
 use interlingua_checkpoints::model_folder::ModelFolder;
-use interlingua_checkpoints::peft::AdapterFolder;
 use interlingua_data::cache::default_folder;
 use interlingua_data::order::{Plan, Planned};
 use interlingua_data::prepare::{Prepared, prepare};
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{AdapterKind, Recipe, Reference, ReferenceAdapter};
+use interlingua_recipes::{Recipe, Reference, ReferenceAdapter};
 use interlingua_trainer::train::evaluate::Evaluator;
 use interlingua_trainer::train::plan::DataPlan;
 use interlingua_trainer::train::reference;
-use interlingua_trainer::train::setup::Base;
+use interlingua_trainer::train::setup::{Base, check_adapters};
 use serde_json::{Value, json};
 
 use crate::cli::Global;
@@ -53,19 +54,14 @@ pub(crate) fn ready(recipe: &Recipe, global: &Global) -> Result<Vec<Ready>, Fail
             continue;
         }
         // What an earlier stage is yet to make has the shape and the tokenizer of what it is made from.
-        let made_by_a_stage = index > 0 && std::path::Path::new(&stage.model.path).starts_with(&recipe.output);
-        if made_by_a_stage && !std::path::Path::new(&stage.model.path).exists() {
+        let made_by_a_stage = index > 0 && Path::new(&stage.model.path).starts_with(&recipe.output);
+        if made_by_a_stage && !Path::new(&stage.model.path).exists() {
             stage.model.path.clone_from(&model);
         }
         model.clone_from(&stage.model.path);
-        if stage
-            .adapter
-            .init_from
-            .as_ref()
-            .is_some_and(|path| index > 0 && path.starts_with(&recipe.output) && !path.exists())
-        {
-            stage.adapter.init_from = None;
-        }
+        let is_yet_to_be_made = |path: &Path| index > 0 && path.starts_with(&recipe.output) && !path.exists();
+        stage.adapter.init_from = stage.adapter.init_from.filter(|path| !is_yet_to_be_made(path));
+        stage.adapter.under.retain(|under| !is_yet_to_be_made(&under.path));
         let name = recipe
             .stage
             .get(index)
@@ -101,14 +97,7 @@ fn ready_stage(stage: String, recipe: &Recipe, global: &Global) -> Result<Ready,
     let plan = DataPlan::of(recipe, base.config.num_hidden_layers, &data)?;
     data.report.notes.extend(plan.notes());
     data.report.notes.extend(reference::check(recipe, &base)?);
-    if let Some(adapter) = recipe
-        .adapter
-        .init_from
-        .as_deref()
-        .filter(|_| recipe.adapter.kind != AdapterKind::None)
-    {
-        AdapterFolder::open(adapter).map_err(Failure::usage)?;
-    }
+    check_adapters(recipe, &base.config)?;
     Evaluator::new(recipe, &tokenizer, &base.config)?;
     let shares = plan.shares_of_the_run(&data.train);
     Ok(Ready {

@@ -66,3 +66,14 @@ pub enum TaskKind {
     /// The model answers (greedy), and the answer is compared with the expected one.
     Generate,
 }
+
+impl TaskKind {
+    /// The name in recipes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Perplexity => "perplexity",
+            Self::Generate => "generate",
+        }
+    }
+}

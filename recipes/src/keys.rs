@@ -187,6 +187,12 @@ fn fits(root: &Schema, value: &Value, schema: &Schema) -> bool {
             items.len() as u64 >= schema["minItems"].as_u64().unwrap_or(0)
                 && items.iter().all(|item| fits(root, item, &schema["items"]))
         }
+        (Some("object"), Value::Table(table)) => {
+            table.len() as u64 >= schema["minProperties"].as_u64().unwrap_or(0)
+                && table
+                    .values()
+                    .all(|value| fits(root, value, &schema["additionalProperties"]))
+        }
         _ => false,
     }
 }

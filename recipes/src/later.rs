@@ -2,10 +2,6 @@
 
 /// Keys, without list indices. A key covers everything below it.
 const KEYS: &[&str] = &[
-    "adapter.route",
-    "adapter.under",
-    "data.sources.build",
-    "data.sources.use",
     "distributed",
     "memory.budget",
     "memory.offload",
@@ -15,11 +11,10 @@ const KEYS: &[&str] = &[
 ];
 
 /// Data formats that this version does not read.
-const FORMATS: &[&str] = &["preference", "kto", "parallel", "choice", "retrieval", "stepwise"];
+const FORMATS: &[&str] = &["retrieval", "stepwise"];
 
 /// Values, by key.
 const VALUES: &[(&str, &[&str])] = &[
-    ("adapter.kind", &["bottleneck", "steering"]),
     ("data.sources.format", FORMATS),
     ("eval.tasks.format", FORMATS),
     (

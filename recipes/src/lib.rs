@@ -10,6 +10,7 @@
 
 mod adapter;
 mod auxiliary;
+mod build;
 mod data;
 mod document;
 mod error;
@@ -37,8 +38,9 @@ mod stage;
 mod train;
 mod values;
 
-pub use adapter::{Adapter, AdapterKind, Targets};
+pub use adapter::{Adapter, AdapterKind, Fit, Route, Targets, Under};
 pub use auxiliary::{Auxiliary, AuxiliaryKind, Detach, Direction, EveryUnit, Pool, Scope};
+pub use build::{Build, BuildKind, BuiltLanguage};
 pub use data::{BadRow, Data, TrainOn, Truncate};
 pub use error::{Place, Problem, RecipeError};
 pub use eval::{Eval, Task, TaskKind};
@@ -54,6 +56,6 @@ pub use reference::{Reference, ReferenceAdapter};
 pub use schedule::{DecayType, Schedule, ScheduleKind};
 pub use schema::json_schema;
 pub use selector::Selector;
-pub use source::{Format, Normalization, Source};
+pub use source::{Format, Normalization, Source, SourcePath, SourceUse};
 pub use stage::Stage;
 pub use train::{EarlyStop, Freeze, Length, Memory, Metric, Parameters, Recompute, Train};

@@ -39,9 +39,18 @@ pub(crate) fn resolve(table: &mut Table, folder: &Path) {
             path.to_owned()
         }
     });
+    for item in tables(table, &["adapter", "under"]) {
+        change(item, &["path"], |path| place(folder, path));
+    }
     for list in [["data", "sources"], ["eval", "tasks"]] {
         for item in tables(table, &list) {
             change(item, &["path"], |path| pattern(folder, path));
+            let aligned = find(item, &["path"]).and_then(Value::as_table_mut);
+            for (_, file) in aligned.into_iter().flatten() {
+                if let Value::String(path) = file {
+                    *path = place(folder, path);
+                }
+            }
         }
     }
     for stage in tables(table, &["stage"]) {

@@ -202,16 +202,20 @@ impl Recipe {
                 message: format!("{}.", error.message()),
             })?;
         file.clone_into(&mut recipe.file);
-        if !has_length {
-            recipe.train.epochs = Some(1.0);
-        }
         let unread = rules::unread_numbers(&recipe);
         if let Some(finding) = unread {
             return Err(finding);
         }
         recipe.objective.fill_in();
+        recipe.adapter.fill_in();
+        if !has_length && recipe.adapter.is_closed_form() {
+            (recipe.train.steps, recipe.train.epochs) = (Some(0), None);
+        } else if !has_length {
+            recipe.train.epochs = Some(1.0);
+        }
         for source in &mut recipe.data.sources {
-            default_name(&mut source.name, &source.path);
+            let path = source.path.paths().next().unwrap_or(Path::new(""));
+            default_name(&mut source.name, path);
         }
         for task in &mut recipe.eval.tasks {
             default_name(&mut task.name, &task.path);

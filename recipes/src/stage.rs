@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::adapter::AdapterKind;
+use crate::adapter::{AdapterKind, NUMBERS};
 use crate::document::LENGTHS;
 use crate::error::Finding;
 use crate::keys;
@@ -119,6 +119,10 @@ fn lay_over(below: &mut Table, above: &Table) {
                 if key == "adapter" && below.get("kind").and_then(Value::as_str) == Some("none") {
                     below.remove("kind");
                 }
+                // The keys that one kind of adapter reads are not those of another.
+                if key == "adapter" && above.get("kind").is_some_and(|kind| below.get("kind") != Some(kind)) {
+                    below.retain(|key, _| !NUMBERS.contains(&key));
+                }
                 // The numbers of one objective are not those of another.
                 if key == "objective" && above.contains_key("kind") {
                     below.retain(|key, _| key == "weight" || key == "auxiliary");
@@ -175,6 +179,8 @@ fn go_on_from(table: &mut Table, overlay: &Table, from: &Recipe) -> Result<(), V
     if !trained_base
         && has_adapter
         && !own("adapter", "init_from")
+        // An adapter on top of others is a new one.
+        && !own("adapter", "under")
         && let Some(Value::Table(adapter)) = table.get_mut("adapter")
     {
         adapter.insert("init_from".to_owned(), text(from.output.join("adapter")));

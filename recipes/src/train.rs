@@ -10,9 +10,10 @@ use crate::values::{WordOrNames, word_or_names_schema};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Train {
-    /// Length of the run in optimizer steps. Exactly one of steps, epochs and tokens; one epoch when none is given.
+    /// Length of the run in optimizer steps. Exactly one of steps, epochs and tokens; one epoch when none is given. 0: for an
+    /// adapter that is computed in closed form.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "u64", range(min = 1))]
+    #[schemars(with = "u64")]
     pub steps: Option<u64>,
     /// Length of the run in passes over the data, such as 3 or 0.5.
     #[serde(skip_serializing_if = "Option::is_none", default)]

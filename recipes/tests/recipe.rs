@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use interlingua_recipes::{
-    AdapterKind, Device, Format, Length, Parameters, Recipe, ScheduleKind, Source, Stage, Targets, json_schema, shipped,
+    AdapterKind, Device, Format, Length, Parameters, Recipe, ScheduleKind, Source, SourcePath, Stage, Targets,
+    json_schema, shipped,
 };
 use proptest::prelude::*;
 
@@ -30,7 +31,10 @@ fn what_is_left_out_has_the_documented_defaults() {
     assert_eq!(recipe.model.device, Device::Auto);
     assert_eq!(recipe.adapter.kind, AdapterKind::None);
     assert_eq!(recipe.data.sources[0].name, "rows");
-    assert_eq!(recipe.data.sources[0].path, PathBuf::from("/work/recipes/rows.jsonl"));
+    assert_eq!(
+        recipe.data.sources[0].path,
+        SourcePath::Files("/work/recipes/rows.jsonl".into())
+    );
     assert_eq!(recipe.data.max_length, 1024);
     assert_eq!(recipe.optimizer.betas, [0.9, 0.999]);
     assert_eq!(recipe.schedule.kind, ScheduleKind::Cosine);
@@ -71,7 +75,7 @@ fn overrides_are_toml_values_or_bare_strings() {
     assert_eq!(recipe.model.device, Device::Cuda(Some(1)));
     assert_eq!(
         recipe.data.sources[0].path,
-        PathBuf::from("/work/recipes/other/*.jsonl")
+        SourcePath::Files("/work/recipes/other/*.jsonl".into())
     );
     assert_eq!(recipe.data.sources[0].format, Format::PromptCompletion);
     assert_eq!(recipe.data.sources[0].fields["prompt"], "question");
@@ -134,7 +138,10 @@ fn stages_lie_over_the_rest_and_go_on_from_one_another() {
     );
     assert_eq!(tune.train.length(), Length::Steps(5));
     assert_eq!(tune.data.sources.len(), 1);
-    assert_eq!(tune.data.sources[0].path, PathBuf::from("/work/recipes/chat.jsonl"));
+    assert_eq!(
+        tune.data.sources[0].path,
+        SourcePath::Files("/work/recipes/chat.jsonl".into())
+    );
     assert_eq!(tune.data.sources[0].lang.as_deref(), Some("sw"));
 
     assert_eq!(polish.model.path, "/work/recipes/out/read/model");
@@ -257,8 +264,8 @@ fn shipped_recipes_load_and_satisfy_the_schema() {
         let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
         assert!(errors.is_empty(), "{name}: {errors:?}");
         let recipe = Recipe::load(&folder.join(name), &[]).unwrap_or_else(|error| panic!("{error}"));
-        for source in &recipe.data.sources {
-            let path = source.path.strip_prefix(folder.canonicalize().unwrap()).unwrap();
+        for path in recipe.data.sources.iter().flat_map(|source| source.path.paths()) {
+            let path = path.strip_prefix(folder.canonicalize().unwrap()).unwrap();
             assert!(
                 shipped.files.iter().any(|(file, _)| Path::new(file) == path),
                 "{name} ships {}",

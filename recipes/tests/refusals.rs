@@ -48,7 +48,7 @@ fn keys_and_values_of_later_versions() {
     assert_snapshot!(set("adapter.kind=bottleneck"), @r#"--set adapter.kind=bottleneck: `adapter.kind` is "bottleneck", which this version of Interlingua does not have yet. Use "lora", "dora" or "none"."#);
     assert_snapshot!(set("model.device=tch"), @r#"--set model.device=tch: `model.device` is "tch", which this version of Interlingua does not have yet. Use "auto", "cpu", "cuda", or "cuda:N" with a GPU's index."#);
     assert_snapshot!(set("train.parameters=new-tokens"), @r#"--set train.parameters=new-tokens: `train.parameters` is "new-tokens", which this version of Interlingua does not have yet. Use "auto", a list of parameter names, or "re:" and a regular expression."#);
-    assert_snapshot!(set("data.sources.0.format=kto"), @r#"--set data.sources.0.format=kto: `data.sources.0.format` is "kto", which this version of Interlingua does not have yet. Use "alpaca", "sharegpt", "messages", "prompt-completion", "text" or "tokens"."#);
+    assert_snapshot!(set("data.sources.0.format=stepwise"), @r#"--set data.sources.0.format=stepwise: `data.sources.0.format` is "stepwise", which this version of Interlingua does not have yet. Use "alpaca", "sharegpt", "messages", "prompt-completion", "text", "preference", "kto", "parallel", "choice" or "tokens"."#);
 }
 
 #[test]
@@ -105,8 +105,8 @@ fn what_is_missing() {
     my.toml: `data.sources` is missing, so there is nothing to learn from. Write [[data.sources]] with a path and a format.
     "#);
     assert_snapshot!(with("[[data.sources]]\nname = \"two\""), @r#"
-    my.toml:8: `data.sources.1.path` is missing. Write `path = …` with a text that is not empty.
-    my.toml:8: `data.sources.1.format` is missing. Write `format = …` with "alpaca", "sharegpt", "messages", "prompt-completion", "text" or "tokens".
+    my.toml:8: `data.sources.1.path` is missing. Write `path = …` with a file, a glob, or two or more line-aligned files such as { en = "x.en", sw = "x.sw" }.
+    my.toml:8: `data.sources.1.format` is missing. Write `format = …` with "alpaca", "sharegpt", "messages", "prompt-completion", "text", "preference", "kto", "parallel", "choice" or "tokens".
     "#);
 }
 

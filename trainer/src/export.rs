@@ -1,22 +1,22 @@
 //! What a run hands back: an adapter in PEFT's layout, a model folder, and adapters merged into models.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor};
 use interlingua_checkpoints::CheckpointError;
 use interlingua_checkpoints::dtype::Dtype;
 use interlingua_checkpoints::model_folder::ModelFolder;
-use interlingua_checkpoints::peft::{AdapterConfig, AdapterFolder};
 use interlingua_checkpoints::write::{MAX_SHARD_BYTES, TensorSpec, write_model_folder};
 use interlingua_recipes::{AdapterKind, Device, Dtype as WantedDtype, Recipe};
 use serde_json::{Value, json};
 
 use crate::adapters::Adapter;
-use crate::adapters::attach::{adapter_tensors, host_tensor};
+use crate::adapters::attach::host_tensor;
+use crate::adapters::write::write_adapter;
 use crate::engine::inputs::{Inputs, RopeLength};
 use crate::error::TrainError;
 use crate::models::Model;
+use crate::models::decoder::Block;
 use crate::parameters::ParameterId;
 use crate::train::selection::Selection;
 use crate::train::setup::{Base, load_for_inference};
@@ -31,10 +31,7 @@ pub fn write_results(
     summary: &Summary,
 ) -> Result<(), TrainError> {
     if recipe.adapter.kind != AdapterKind::None {
-        let config = adapter_config(recipe, model)?;
-        let tensors = adapter_tensors(model, &config)?;
-        let readme = readme(recipe, summary);
-        AdapterFolder::write(&recipe.output.join("adapter"), &config, tensors, &readme)?;
+        write_adapter(recipe, model, summary)?;
     }
     if selection.trains_base(model) {
         let dtype = base.dtype();
@@ -49,89 +46,6 @@ pub fn write_results(
         )?;
     }
     Ok(())
-}
-
-fn adapter_config(recipe: &Recipe, model: &Model) -> Result<AdapterConfig, TrainError> {
-    let adapter = &recipe.adapter;
-    let alpha_pattern = match &adapter.init_from {
-        Some(path) => AdapterFolder::open(path)?.config().alpha_pattern.clone(),
-        None => Default::default(),
-    };
-    let modules = model.linears().filter(|linear| linear.adapter.is_some());
-    let names: BTreeSet<&str> = modules.filter_map(|linear| linear.name.rsplit('.').next()).collect();
-    // Names are exact where every module of a name has an adapter; else the paths themselves are listed.
-    let exact = model.linears().all(|linear| {
-        let named = linear.name.rsplit('.').next().is_some_and(|name| names.contains(name));
-        named == linear.adapter.is_some()
-    });
-    let targets: Value = if exact {
-        json!(names)
-    } else {
-        let paths = model
-            .linears()
-            .filter(|linear| linear.adapter.is_some())
-            .map(|linear| linear.name.as_str());
-        json!(paths.collect::<Vec<_>>())
-    };
-    Ok(AdapterConfig {
-        base_model: recipe.model.path.clone(),
-        rank: adapter.rank,
-        alpha: adapter.alpha,
-        dropout: adapter.dropout,
-        target_modules: targets,
-        modules_to_save: adapter.modules_to_save.clone(),
-        use_rslora: adapter.rslora,
-        use_dora: adapter.kind == AdapterKind::Dora,
-        alpha_pattern,
-    })
-}
-
-/// The model card of an adapter: base, data, languages with their shares and scores.
-fn readme(recipe: &Recipe, summary: &Summary) -> String {
-    let total: u64 = summary.by_language.values().map(|loss| loss.tokens).sum();
-    let languages: Vec<&str> = summary.by_language.keys().map(String::as_str).collect();
-    let mut text = String::from("---\nlibrary_name: peft\n");
-    text.push_str(&format!("base_model: {}\nlanguage:\n", recipe.model.path));
-    languages
-        .iter()
-        .for_each(|language| text.push_str(&format!("- {language}\n")));
-    text.push_str("tags:\n- interlingua\n---\n\n# Adapter\n\n");
-    text.push_str(&format!(
-        "Trained with Interlingua on `{}`: {} steps, {} supervised tokens.\n\n",
-        recipe.model.path, summary.steps, summary.tokens
-    ));
-    text.push_str(
-        "| language | samples | supervised tokens | share | training loss at the end |\n|---|---|---|---|---|\n",
-    );
-    for (language, loss) in &summary.by_language {
-        let share = 100.0 * loss.tokens as f64 / (total as f64).max(1.0);
-        let (samples, tokens, loss) = (loss.samples, loss.tokens, loss.loss);
-        text.push_str(&format!(
-            "| {language} | {samples} | {tokens} | {share:.1} % | {loss:.4} |\n"
-        ));
-    }
-    if !summary.evaluations.is_empty() {
-        text.push_str("\n| task | language | metric | before | after |\n|---|---|---|---|---|\n");
-    }
-    for (task, evaluation) in &summary.evaluations {
-        for (language, metrics) in &evaluation.last.by_language {
-            for (metric, after) in metrics {
-                let before = evaluation
-                    .first
-                    .by_language
-                    .get(language)
-                    .and_then(|metrics| metrics.get(metric));
-                let before = before.map_or_else(|| "-".to_owned(), |before| format!("{before:.4}"));
-                text.push_str(&format!("| {task} | {language} | {metric} | {before} | {after:.4} |\n"));
-            }
-        }
-    }
-    text.push_str("\nData:\n");
-    for source in &recipe.data.sources {
-        let name = source.path.file_name().unwrap_or_default().to_string_lossy();
-        text.push_str(&format!("- {} (`{name}`)\n", source.name));
-    }
-    text
 }
 
 /// Writes the model's own weights as a model folder; `weight` gives the values of a parameter, flat.
@@ -193,7 +107,8 @@ pub fn merge(model: &str, adapters: &[PathBuf], out: &Path, device: Device) -> R
     let before = probe(&plain);
     drop(plain);
     let (adapted, _) = load_for_inference(model, adapters, WantedDtype::F32, device)?;
-    if adapted.config.tie_word_embeddings && adapted.head.adapter.is_some() {
+    check_can_be_merged(&adapted)?;
+    if adapted.config.tie_word_embeddings && !adapted.head.adapters.is_empty() {
         return Err(TrainError::Setup(
             "this adapter sits on the head of a model whose head is its embedding (tie_word_embeddings), so it cannot be \
              merged without changing the embedding; use it as an adapter"
@@ -221,22 +136,51 @@ pub fn merge(model: &str, adapters: &[PathBuf], out: &Path, device: Device) -> R
     })
 }
 
+/// An error when an adapter is no change of a weight that holds for all rows.
+fn check_can_be_merged(model: &Model) -> Result<(), TrainError> {
+    let languages = model.adapter_languages();
+    if !languages.is_empty() {
+        return Err(TrainError::Setup(format!(
+            "this adapter has a copy for each of {}, and one set of weights holds one of them; merge the folder of one language",
+            languages.into_iter().collect::<Vec<_>>().join(", ")
+        )));
+    }
+    let has = |part: fn(&Block) -> bool| model.blocks.iter().any(part);
+    let kind = if has(|block| !block.bottlenecks.is_empty()) {
+        "a bottleneck adapter is layers of its own"
+    } else if has(|block| !block.steering.is_empty()) {
+        "a steering vector is added between blocks"
+    } else {
+        return Ok(());
+    };
+    Err(TrainError::Setup(format!(
+        "{kind}, which no weight of the model can hold, so that it cannot be merged; use it with --adapter"
+    )))
+}
+
 fn write_merged(model: &Model, folder: &ModelFolder, out: &Path) -> Result<(), TrainError> {
     let weight = |id: ParameterId| {
         let parameter = model.parameters.get(id);
-        let adapted = model
-            .linears()
-            .find(|linear| linear.weight == id)
-            .and_then(|linear| linear.adapter.as_ref());
-        let Some(adapter) = adapted else {
+        let linear = model.linears().find(|linear| linear.weight == id);
+        let adapters: Vec<&Adapter> = linear
+            .iter()
+            .flat_map(|linear| &linear.adapters)
+            .map(|adapter| &adapter.adapter)
+            .collect();
+        if adapters.is_empty() {
             return parameter.value.clone();
-        };
+        }
         let shape = [parameter.shape[0], parameter.shape[1]];
         let base = parameter.value.clone().cast(DType::F32).reshape(shape);
-        let merged = match adapter {
-            Adapter::Lora(lora) => base + lora.delta(&model.parameters),
-            Adapter::Dora(dora) => dora.merged(base, &model.parameters),
-        };
+        // Every adapter adds its own change of the base.
+        let mut merged = base.clone();
+        for adapter in adapters {
+            merged = merged
+                + match adapter {
+                    Adapter::Lora(lora) => lora.delta(&model.parameters),
+                    Adapter::Dora(dora) => dora.merged(base.clone(), &model.parameters) - base.clone(),
+                };
+        }
         merged.reshape([parameter.len()])
     };
     write_model(

@@ -27,17 +27,31 @@ pub struct GenerateOptions {
 const BATCH: usize = 16;
 
 /// What follows each prompt, without the token that ended it. Prompts of any length share their steps; the result for a
-/// prompt does not depend on the others.
+/// prompt does not depend on the others. Adapters of one language stand still.
 pub fn generate(model: &Model, prompts: &[Vec<u32>], options: &GenerateOptions) -> Vec<Vec<u32>> {
+    let unknown = vec![""; prompts.len()];
+    generate_by_language(model, prompts, &unknown, options)
+}
+
+/// The same where the language of each prompt is known, for adapters of one language: a tag in canonical case, empty where
+/// it is not known.
+pub fn generate_by_language(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    languages: &[&str],
+    options: &GenerateOptions,
+) -> Vec<Vec<u32>> {
     // Rotations that depend on the length would make one sequence depend on its neighbours.
     let size = if model.config.rope.depends_on_length() {
         1
     } else {
         BATCH
     };
-    let batches = prompts.chunks(size).enumerate();
+    let batches = prompts.chunks(size).zip(languages.chunks(size)).enumerate();
     batches
-        .flat_map(|(batch, prompts)| generate_batch(model, prompts, options, (batch * size) as u64))
+        .flat_map(|(batch, (prompts, languages))| {
+            generate_batch(model, prompts, languages, options, (batch * size) as u64)
+        })
         .collect()
 }
 
@@ -51,7 +65,13 @@ struct Growing {
     pending: Vec<u32>,
 }
 
-fn generate_batch(model: &Model, prompts: &[Vec<u32>], options: &GenerateOptions, first_index: u64) -> Vec<Vec<u32>> {
+fn generate_batch(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    languages: &[&str],
+    options: &GenerateOptions,
+    first_index: u64,
+) -> Vec<Vec<u32>> {
     let mut outputs = vec![Vec::new(); prompts.len()];
     let mut growing: Vec<Growing> = prompts
         .iter()
@@ -68,7 +88,7 @@ fn generate_batch(model: &Model, prompts: &[Vec<u32>], options: &GenerateOptions
         if growing.is_empty() {
             break;
         }
-        let logits = run(model, &growing, &mut seen);
+        let logits = run(model, &growing, languages, &mut seen);
         let mut ended = vec![false; growing.len()];
         for ((sequence, logits), ended) in growing.iter_mut().zip(&logits).zip(&mut ended) {
             let key = key(&[options.seed, first_index + sequence.index as u64]);
@@ -92,7 +112,7 @@ fn keep<T>(list: &mut Vec<T>, ended: &[bool]) {
 }
 
 /// The logits after the pending tokens of each sequence.
-fn run(model: &Model, growing: &[Growing], seen: &mut [Vec<KeyValues>]) -> Vec<Vec<f32>> {
+fn run(model: &Model, growing: &[Growing], languages: &[&str], seen: &mut [Vec<KeyValues>]) -> Vec<Vec<f32>> {
     let (mut ids, mut positions, mut boundaries) = (Vec::new(), Vec::new(), vec![0]);
     for sequence in growing {
         ids.extend(&sequence.pending);
@@ -102,6 +122,8 @@ fn run(model: &Model, growing: &[Growing], seen: &mut [Vec<KeyValues>]) -> Vec<V
     let longest = positions.iter().max().map_or(0, |last| *last as usize + 1);
     let length = RopeLength::Fixed(longest);
     let inputs = Inputs::new(&model.config, &ids, &positions, &boundaries, length, &model.device);
+    let languages: Vec<&str> = growing.iter().map(|sequence| languages[sequence.index]).collect();
+    let inputs = inputs.with_languages(&languages);
     let hidden = model.last_hidden_state(&inputs, Some(seen));
     let last: Vec<i32> = boundaries[1..].iter().map(|end| *end as i32 - 1).collect();
     let rows = Tensor::<1, Int>::from_data(TensorData::new(last, [growing.len()]), &model.device);

@@ -10,7 +10,8 @@ pub struct ParameterId(usize);
 #[derive(Clone, Debug)]
 pub struct Parameter {
     /// Hugging Face's name for weights of the model, such as `model.layers.0.mlp.up_proj.weight`; for adapters PEFT's
-    /// without the leading `base_model.model.`, such as `model.layers.0.mlp.up_proj.lora_A.weight`.
+    /// without the leading `base_model.model.`, such as `model.layers.0.mlp.up_proj.lora_A.weight`, and with the language of
+    /// a copy, such as `model.layers.0.mlp.up_proj.lora_A.sw.weight`.
     pub name: String,
     /// Its shape in the file.
     pub shape: Vec<usize>,
@@ -20,6 +21,8 @@ pub struct Parameter {
     pub trainable: bool,
     /// Whether it belongs to an adapter rather than to the model.
     pub adapter: bool,
+    /// Whether it is never trained, whatever a recipe selects: it belongs to an adapter below the trained one.
+    pub frozen: bool,
 }
 
 impl Parameter {

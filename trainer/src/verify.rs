@@ -50,6 +50,14 @@ struct Reference {
 /// Runs the reference's input and compares everything the file holds. Positions where the attention mask is 0 are left
 /// out.
 pub fn verify(model: &Model, path: &Path, tolerance: Tolerance) -> Result<Vec<Comparison>, TrainError> {
+    let languages = model.adapter_languages();
+    if !languages.is_empty() {
+        return Err(TrainError::Setup(format!(
+            "this adapter has a copy for each of {}, and a reference does not say the language of its rows; name the folder of \
+             one language",
+            languages.into_iter().collect::<Vec<_>>().join(", ")
+        )));
+    }
     let file = TensorsFile::open(path)?;
     let reference = read(model, &file, path)?;
     // Positions are columns of the padded batch, and lengths its width, as in Transformers.

@@ -81,6 +81,24 @@ impl<'a> Fields<'a> {
         self.take(field).ok_or_else(|| self.missing(field))
     }
 
+    /// Whether a field is there and not null.
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.values
+            .get(self.column(field))
+            .is_some_and(|value| !value.is_null())
+    }
+
+    /// Takes a true or false out that may be absent; .tsv files can only write it as text.
+    pub(crate) fn flag(&mut self, field: &str) -> Result<Option<bool>, RowProblem> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("true") => Ok(Some(true)),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("false") => Ok(Some(false)),
+            Some(other) => Err(self.wrong_type(field, &other, "true or false")),
+        }
+    }
+
     /// Takes a text out that may be absent.
     pub(crate) fn optional_text(&mut self, field: &str) -> Result<Option<String>, RowProblem> {
         match self.take(field) {

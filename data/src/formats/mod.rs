@@ -1,8 +1,12 @@
 //! Row formats: what the fields of a row mean. One file per format.
 
 mod alpaca;
+mod choice;
 mod fields;
+mod kto;
 mod messages;
+mod parallel;
+mod preference;
 mod prompt_completion;
 mod sharegpt;
 mod text;
@@ -22,18 +26,6 @@ use crate::sample::Content;
 /// Fields that a row of any format may have.
 pub(crate) const COMMON: [&str; 2] = ["id", "lang"];
 
-/// The format as a recipe spells it.
-pub(crate) fn name(format: Format) -> &'static str {
-    match format {
-        Format::Alpaca => "alpaca",
-        Format::Sharegpt => "sharegpt",
-        Format::Messages => "messages",
-        Format::PromptCompletion => "prompt-completion",
-        Format::Text => "text",
-        Format::Tokens => "tokens",
-    }
-}
-
 /// The fields of a row of this format, the required ones first.
 pub(crate) fn row_fields(format: Format) -> &'static [&'static str] {
     match format {
@@ -42,6 +34,10 @@ pub(crate) fn row_fields(format: Format) -> &'static [&'static str] {
         Format::Messages => messages::FIELDS,
         Format::PromptCompletion => prompt_completion::FIELDS,
         Format::Text => text::FIELDS,
+        Format::Preference => preference::FIELDS,
+        Format::Kto => kto::FIELDS,
+        Format::Parallel => parallel::FIELDS,
+        Format::Choice => choice::FIELDS,
         Format::Tokens => tokens::FIELDS,
     }
 }
@@ -50,26 +46,32 @@ pub(crate) fn row_fields(format: Format) -> &'static [&'static str] {
 pub(crate) fn inner_fields(format: Format) -> &'static [&'static str] {
     match format {
         Format::Sharegpt => sharegpt::TURN_FIELDS,
-        Format::Messages | Format::PromptCompletion => messages::MESSAGE_FIELDS,
-        Format::Alpaca | Format::Text | Format::Tokens => &[],
+        Format::Messages | Format::PromptCompletion | Format::Preference | Format::Kto => messages::MESSAGE_FIELDS,
+        Format::Alpaca | Format::Text | Format::Parallel | Format::Choice | Format::Tokens => &[],
     }
 }
 
-/// What a row of this format says. `renames` gives the column for each field that has another name in the file.
+/// What a row of this format says: one content, or for `parallel` one for each language, with the language where the row names
+/// it in another place than `lang`. `renames` gives the column for each field that has another name in the file.
 pub(crate) fn read(
     format: Format,
     renames: &BTreeMap<String, String>,
     row: Map<String, Value>,
-) -> Result<Content, RowProblem> {
+) -> Result<Vec<(Option<String>, Content)>, RowProblem> {
     let mut fields = Fields::of_row(row, renames, row_fields(format));
-    match format {
+    let content = match format {
         Format::Alpaca => alpaca::read(&mut fields),
         Format::Sharegpt => sharegpt::read(&mut fields),
         Format::Messages => messages::read(&mut fields),
         Format::PromptCompletion => prompt_completion::read(&mut fields),
         Format::Text => text::read(&mut fields),
+        Format::Preference => preference::read(&mut fields),
+        Format::Kto => kto::read(&mut fields),
+        Format::Parallel => return parallel::read(&mut fields),
+        Format::Choice => choice::read(&mut fields),
         Format::Tokens => tokens::read(&mut fields),
-    }
+    };
+    Ok(vec![(None, content?)])
 }
 
 #[cfg(test)]
@@ -78,7 +80,8 @@ mod tests {
 
     pub(super) fn parse(format: Format, row: Value) -> Result<Content, RowProblem> {
         let Value::Object(row) = row else { panic!() };
-        super::read(format, &BTreeMap::new(), row)
+        let mut contents = super::read(format, &BTreeMap::new(), row)?;
+        Ok(contents.remove(0).1)
     }
 
     pub(super) fn read(format: Format, row: Value) -> Content {
@@ -109,7 +112,8 @@ mod tests {
             .into();
         let row = serde_json::json!({"dialogue": [{"who": "human", "says": "hi"}]});
         let Value::Object(row) = row else { panic!() };
-        let Content::Conversation { messages, .. } = super::read(Format::Sharegpt, &renames, row).unwrap() else {
+        let contents = super::read(Format::Sharegpt, &renames, row).unwrap();
+        let Content::Conversation { messages, .. } = &contents[0].1 else {
             panic!()
         };
         assert_eq!(messages[0].content, "hi");

@@ -14,6 +14,8 @@ pub(super) struct Lines {
     pub(super) number: u64,
     /// Bytes of the file that were read.
     offset: u64,
+    /// Those before the line read last.
+    start: u64,
     buffer: Vec<u8>,
 }
 
@@ -25,49 +27,62 @@ impl Lines {
             origin,
             number: 0,
             offset,
+            start: offset,
             buffer: Vec::new(),
         })
     }
 
     /// The next line that is not blank.
     pub(super) fn next_full(&mut self) -> Result<Option<&str>, DataError> {
-        loop {
-            self.buffer.clear();
-            let start = self.offset;
-            let limit = LONGEST_ROW as u64 + 2;
-            let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut self.buffer);
-            let read = read.map_err(|reason| self.origin.unreadable(reason))?;
-            if read == 0 {
-                return Ok(None);
-            }
-            self.number += 1;
-            self.offset += read as u64;
-            if read as u64 == limit {
-                return Err(DataError::LongRow {
-                    place: self.origin.at(self.number),
-                    limit: LONGEST_ROW,
-                });
-            }
-            if self.buffer.last() == Some(&b'\n') {
-                self.buffer.pop();
-            }
-            if self.buffer.last() == Some(&b'\r') {
-                self.buffer.pop();
-            }
-            match std::str::from_utf8(&self.buffer) {
-                Ok(line) if line.trim().is_empty() => {}
-                Ok(_) => break,
-                Err(error) => {
-                    let offset = start + error.valid_up_to() as u64;
-                    return Err(DataError::bad_row(
-                        self.origin.at(self.number),
-                        RowProblem::NotUtf8 { offset },
-                    ));
-                }
+        while self.read()? {
+            if !std::str::from_utf8(&self.buffer).is_ok_and(|line| line.trim().is_empty()) {
+                return self.line().map(Some);
             }
         }
-        // Checked above; said again because the borrow checker does not let a loop hand out what it borrowed.
-        Ok(std::str::from_utf8(&self.buffer).ok())
+        Ok(None)
+    }
+
+    /// The next line, blank or not.
+    pub(super) fn next_line(&mut self) -> Result<Option<&str>, DataError> {
+        match self.read()? {
+            true => self.line().map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Reads a line into the buffer, without its end; false at the end of the file.
+    fn read(&mut self) -> Result<bool, DataError> {
+        self.buffer.clear();
+        let limit = LONGEST_ROW as u64 + 2;
+        let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut self.buffer);
+        let read = read.map_err(|reason| self.origin.unreadable(reason))? as u64;
+        if read == 0 {
+            return Ok(false);
+        }
+        self.number += 1;
+        self.start = self.offset;
+        self.offset += read;
+        if read == limit {
+            return Err(DataError::LongRow {
+                place: self.origin.at(self.number),
+                limit: LONGEST_ROW,
+            });
+        }
+        if self.buffer.last() == Some(&b'\n') {
+            self.buffer.pop();
+        }
+        if self.buffer.last() == Some(&b'\r') {
+            self.buffer.pop();
+        }
+        Ok(true)
+    }
+
+    /// The line in the buffer.
+    fn line(&self) -> Result<&str, DataError> {
+        std::str::from_utf8(&self.buffer).map_err(|error| {
+            let offset = self.start + error.valid_up_to() as u64;
+            DataError::bad_row(self.origin.at(self.number), RowProblem::NotUtf8 { offset })
+        })
     }
 }
 

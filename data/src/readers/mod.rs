@@ -1,5 +1,6 @@
 //! File readers: a file becomes rows, one at a time, so that a file may be larger than memory. One file per kind of file.
 
+mod aligned;
 mod json;
 mod jsonl;
 mod lines;
@@ -7,10 +8,11 @@ mod parquet;
 mod text;
 mod tsv;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use interlingua_recipes::Format;
+use interlingua_recipes::{Format, SourcePath};
 use serde_json::{Map, Value};
 
 use crate::error::{DataError, RowProblem};
@@ -68,7 +70,7 @@ pub(crate) fn open(origin: Origin, format: Format, columns: &[String]) -> Result
         Some("txt") if format == Format::Text => Ok(Box::new(text::TextLines::open(origin)?)),
         Some("txt") => Err(DataError::PlainText {
             file: origin.file.to_path_buf(),
-            format: formats::name(format),
+            format: format.name(),
         }),
         _ => Err(DataError::Extension {
             file: origin.file.to_path_buf(),
@@ -76,11 +78,34 @@ pub(crate) fn open(origin: Origin, format: Format, columns: &[String]) -> Result
     }
 }
 
-/// The files that a path or glob names, in alphabetical order.
+/// Opens line-aligned files, by language.
+pub(crate) fn open_aligned(source: usize, files: &BTreeMap<String, PathBuf>) -> Result<Rows, DataError> {
+    Ok(Box::new(aligned::AlignedLines::open(source, files)?))
+}
+
+/// The files of a source: those that a path or glob names, in alphabetical order, or the line-aligned ones in that of their
+/// languages.
 ///
 /// # Errors
 /// When there is no such file, or it is a folder, or no file fits the glob.
-pub(crate) fn files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
+pub(crate) fn files(path: &SourcePath) -> Result<Vec<PathBuf>, DataError> {
+    match path {
+        SourcePath::Files(path) => files_of(path),
+        SourcePath::Aligned(files) => {
+            for file in files.values() {
+                if file.is_dir() {
+                    return Err(DataError::Folder { file: file.clone() });
+                }
+                if !file.exists() {
+                    return Err(DataError::Missing { file: file.clone() });
+                }
+            }
+            Ok(files.values().cloned().collect())
+        }
+    }
+}
+
+fn files_of(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let text = path.to_string_lossy();
     if path.is_dir() {
         return Err(DataError::Folder {

@@ -4,11 +4,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use interlingua_data::language::canonical;
 use interlingua_data::mask::{Conversations, check_template};
 use interlingua_data::sample::Message;
 use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::{Device, Dtype};
-use interlingua_trainer::generate::{GenerateOptions, generate};
+use interlingua_trainer::generate::{GenerateOptions, generate_by_language};
 use interlingua_trainer::models::Model;
 use interlingua_trainer::train::setup::load_for_inference;
 use serde_json::{Map, Value, json};
@@ -32,9 +33,12 @@ pub(crate) struct Arguments {
     /// The model: a folder or a hub id
     #[arg(long, value_name = "DIR")]
     model: String,
-    /// An adapter's folder to put on the model
+    /// An adapter's folder to put on the model; repeated, each stands on those before it
     #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    adapter: Vec<PathBuf>,
+    /// The language of the prompt, for an adapter with a copy for each language (a row's own `lang` comes before it)
+    #[arg(long, value_name = "TAG", value_parser = language)]
+    lang: Option<String>,
     /// The text to go on from
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -73,6 +77,10 @@ pub(crate) struct Arguments {
     device: Device,
 }
 
+fn language(tag: &str) -> Result<String, String> {
+    canonical(tag)
+}
+
 fn temperature(text: &str) -> Result<f32, String> {
     text.parse()
         .ok()
@@ -105,8 +113,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
         (Some(input), _) => read_rows(input)?,
         (None, prompt) => vec![Map::from_iter([("prompt".to_owned(), json!(prompt))])],
     };
-    let adapters: Vec<PathBuf> = arguments.adapter.iter().cloned().collect();
-    let (model, folder) = load_for_inference(&arguments.model, &adapters, arguments.dtype, arguments.device)?;
+    let (model, folder) = load_for_inference(&arguments.model, &arguments.adapter, arguments.dtype, arguments.device)?;
     let tokenizer = Tokenizer::load(folder.path()).map_err(Failure::usage)?;
     let mut writer = Writer {
         arguments,
@@ -117,7 +124,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
     // Every prompt is read before the first answer is written.
     let mut prompts = Vec::new();
     for (index, row) in rows.iter().enumerate() {
-        prompts.push(writer.prompt(row).map_err(|message| match &arguments.input {
+        let read = writer
+            .prompt(row)
+            .and_then(|tokens| Ok((tokens, writer.language(row)?)));
+        prompts.push(read.map_err(|message| match &arguments.input {
             Some(input) => Failure::usage(format!("{}: row {}: {message}", input.display(), index + 1)),
             None => Failure::usage(message),
         })?);
@@ -178,6 +188,23 @@ impl Writer<'_> {
         Ok(tokens)
     }
 
+    /// The language of a row; empty where nothing asks for it.
+    fn language(&self, row: &Map<String, Value>) -> Result<String, String> {
+        let known = self.model.adapter_languages();
+        if known.is_empty() {
+            return Ok(String::new());
+        }
+        match (row.get("lang"), &self.arguments.lang) {
+            (Some(Value::String(tag)), _) => canonical(tag),
+            (_, Some(tag)) => Ok(tag.clone()),
+            (_, None) => Err(format!(
+                "the adapter has a copy for each of {}, and the language of the prompt is not known. Say it with --lang, or with \
+                 `lang` in the row; with another language the model answers without a copy.",
+                known.into_iter().collect::<Vec<_>>().join(", ")
+            )),
+        }
+    }
+
     /// A conversation as text, up to where the assistant begins.
     fn render(&mut self, messages: &[Message], tools: Option<&Value>) -> Result<String, String> {
         if self.conversations.is_none() {
@@ -194,7 +221,7 @@ impl Writer<'_> {
     }
 
     /// The texts that follow the prompts of the chunk with this number.
-    fn answers(&self, prompts: &[Vec<u32>], chunk: u64) -> Result<Vec<String>, Failure> {
+    fn answers(&self, prompts: &[(Vec<u32>, String)], chunk: u64) -> Result<Vec<String>, Failure> {
         let mut stop_tokens = match &self.conversations {
             Some(conversations) => conversations.stop_tokens(&self.tokenizer),
             None => self.tokenizer.eos_id().into_iter().collect(),
@@ -211,7 +238,11 @@ impl Writer<'_> {
             seed: self.arguments.seed.wrapping_add(chunk),
             stop_tokens,
         };
-        let answers = generate(&self.model, prompts, &options);
+        let (prompts, languages): (Vec<Vec<u32>>, Vec<&str>) = prompts
+            .iter()
+            .map(|(tokens, language)| (tokens.clone(), language.as_str()))
+            .unzip();
+        let answers = generate_by_language(&self.model, &prompts, &languages, &options);
         answers
             .iter()
             .map(|ids| self.tokenizer.decode(ids, true).map_err(Failure::running))

@@ -24,9 +24,9 @@ pub(crate) struct Arguments {
     model: String,
     /// The reference: input_ids [batch, seq], attention_mask, logits, hidden_states.N, labels, loss
     reference: PathBuf,
-    /// An adapter's folder to put on the model
+    /// An adapter's folder to put on the model; repeated, each stands on those before it
     #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    adapter: Vec<PathBuf>,
     /// Absolute tolerance
     #[arg(long, default_value_t = 1e-4)]
     atol: f64,
@@ -46,8 +46,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When the model or the reference cannot be read. A difference is no error; it ends with exit code 1.
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
-    let adapters: Vec<PathBuf> = arguments.adapter.iter().cloned().collect();
-    let (model, _) = load_for_inference(&arguments.model, &adapters, arguments.dtype, arguments.device)?;
+    let (model, _) = load_for_inference(&arguments.model, &arguments.adapter, arguments.dtype, arguments.device)?;
     let tolerance = Tolerance {
         atol: arguments.atol,
         rtol: arguments.rtol,

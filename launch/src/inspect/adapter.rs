@@ -1,7 +1,8 @@
-//! Adapter folders in PEFT's layout.
+//! Adapter folders.
 
 use std::path::Path;
 
+use interlingua_checkpoints::own_adapter::{AnyAdapter, DESCRIPTION};
 use serde_json::json;
 
 use super::tensors::Totals;
@@ -36,5 +37,30 @@ pub(super) fn facts(folder: &Path) -> Result<Facts, Failure> {
         )));
     }
     facts.extend(Totals::read(&[weights])?.facts());
+    Ok(facts)
+}
+
+/// What an adapter folder of a kind that PEFT lacks holds, or one with a copy for each language.
+///
+/// # Errors
+/// When its description or its weights cannot be read.
+pub(super) fn own_facts(folder: &Path) -> Result<Facts, Failure> {
+    let description = read_json(&folder.join(DESCRIPTION))?;
+    AnyAdapter::open(folder).map_err(Failure::usage)?;
+    let mut facts = object([
+        ("kind", json!("adapter")),
+        ("path", json!(folder)),
+        ("type", get(&description, "kind")),
+    ]);
+    let others = description.as_object().into_iter().flatten();
+    facts.extend(
+        others
+            .filter(|(key, _)| *key != "kind")
+            .map(|(key, value)| (key.clone(), value.clone())),
+    );
+    let weights = folder.join("adapter.safetensors");
+    if weights.is_file() {
+        facts.extend(Totals::read(&[weights])?.facts());
+    }
     Ok(facts)
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use interlingua_data::sample::Content;
 use interlingua_data::source::read_source;
 use interlingua_recipes::{BadRow, Format, Source};
 use serde_json::{Value, json};
@@ -12,13 +11,17 @@ use super::{Facts, facts as object};
 use crate::exit::Failure;
 
 /// The formats in the order in which they are tried: those that ask for more come first.
-const FORMATS: [Format; 6] = [
+const FORMATS: [Format; 10] = [
     Format::Messages,
     Format::Sharegpt,
     Format::Alpaca,
+    Format::Preference,
+    Format::Kto,
+    Format::Choice,
     Format::PromptCompletion,
     Format::Tokens,
     Format::Text,
+    Format::Parallel,
 ];
 
 /// Rows that decide on the format.
@@ -62,23 +65,14 @@ pub(super) fn facts(path: &Path) -> Result<Facts, Failure> {
 pub(crate) fn texts(path: &Path) -> Result<Vec<String>, Failure> {
     let mut texts = Vec::new();
     for sample in read_source(0, &source(path, format(path)?, 0), BadRow::Fail).map_err(Failure::usage)? {
-        match sample.map_err(Failure::usage)?.content {
-            Content::Text(text) => texts.push(text),
-            Content::PromptCompletion { prompt, completion } => texts.extend([prompt, completion]),
-            Content::Conversation { messages, .. } => {
-                texts.extend(
-                    messages
-                        .into_iter()
-                        .filter_map(|message| message.content.as_str().map(str::to_owned)),
-                );
-            }
-            Content::Tokens { .. } => {
-                return Err(Failure::usage(format!(
-                    "{} holds tokens, where texts are needed.",
-                    path.display()
-                )));
-            }
+        let content = sample.map_err(Failure::usage)?.content;
+        if content.is_tokens() {
+            return Err(Failure::usage(format!(
+                "{} holds tokens, where texts are needed.",
+                path.display()
+            )));
         }
+        texts.extend(content.texts().into_iter().map(str::to_owned));
     }
     Ok(texts)
 }
@@ -115,14 +109,7 @@ fn unknown(path: &Path) -> Failure {
 
 fn source(path: &Path, format: Format, limit: usize) -> Source {
     Source {
-        name: String::new(),
-        path: path.to_owned(),
-        format,
-        lang: None,
-        lang_field: None,
-        group_field: None,
-        fields: BTreeMap::new(),
-        normalize: Vec::new(),
         limit,
+        ..Source::new("", path, format)
     }
 }

@@ -11,6 +11,7 @@ mod tokenizer;
 
 use std::path::Path;
 
+use interlingua_checkpoints::own_adapter::DESCRIPTION;
 use serde_json::{Map, Value};
 
 use crate::exit::Failure;
@@ -30,6 +31,9 @@ pub(crate) fn inspect(path: &Path) -> Result<Facts, Failure> {
         if has("adapter_config.json") {
             return adapter::facts(path);
         }
+        if has(DESCRIPTION) {
+            return adapter::own_facts(path);
+        }
         if checkpoint::is_one(path) {
             return checkpoint::facts(path);
         }
@@ -43,7 +47,7 @@ pub(crate) fn inspect(path: &Path) -> Result<Facts, Failure> {
             return tokenizer::facts(&path.join("tokenizer.json"));
         }
         return Err(Failure::usage(format!(
-            "{} is none of the folders that are known: a model has config.json, an adapter adapter_config.json, a run recipe.toml.",
+            "{} is none of the folders that are known: a model has config.json, an adapter adapter_config.json or interlingua.json, a run recipe.toml.",
             path.display()
         )));
     }

@@ -1,19 +1,21 @@
 //! What a recipe must hold beyond what a schema can say.
 
+mod adapter;
 mod mixture;
 mod objective;
+mod sources;
+mod tasks;
 
 use std::path::Path;
 
 use oxilangtag::LanguageTag;
 
-use crate::adapter::{AdapterKind, Targets};
+use crate::adapter::Targets;
 use crate::document::LENGTHS;
 use crate::error::Finding;
-use crate::eval::{Task, TaskKind};
+use crate::eval::TaskKind;
 use crate::recipe::Recipe;
 use crate::selector::Selector;
-use crate::source::Format;
 use crate::train::{Metric, Parameters};
 
 pub(crate) use objective::unread_numbers;
@@ -21,10 +23,11 @@ pub(crate) use objective::unread_numbers;
 /// Everything that is wrong with a recipe of one stage whose keys and values have passed the schema.
 pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     let mut findings = Vec::new();
-    model_and_adapter(recipe, &mut findings);
-    sources(recipe, &mut findings);
+    model(recipe, &mut findings);
+    adapter::check(recipe, &mut findings);
+    sources::check(recipe, &mut findings);
     lengths(recipe, &mut findings);
-    tasks(recipe, &mut findings);
+    tasks::check(recipe, &mut findings);
     early_stop(recipe, &mut findings);
     patterns(recipe, &mut findings);
     mixture::check(recipe, &mut findings);
@@ -32,7 +35,7 @@ pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     findings
 }
 
-fn model_and_adapter(recipe: &Recipe, findings: &mut Vec<Finding>) {
+fn model(recipe: &Recipe, findings: &mut Vec<Finding>) {
     if recipe.output.as_os_str().is_empty() {
         findings.push(Finding::at(
             "output",
@@ -42,25 +45,6 @@ fn model_and_adapter(recipe: &Recipe, findings: &mut Vec<Finding>) {
     if recipe.model.path.is_empty() {
         let message = "is missing. Write `path = …` in [model] with a model folder or a hub id.";
         findings.push(Finding::at("model.path", message));
-    }
-    if recipe.adapter.kind == AdapterKind::None && recipe.adapter.init_from.is_some() {
-        let message = "names an adapter to go on from, but `adapter.kind` is \"none\". Set the kind, or leave it out.";
-        findings.push(Finding::at("adapter.init_from", message));
-    }
-}
-
-fn sources(recipe: &Recipe, findings: &mut Vec<Finding>) {
-    let sources = &recipe.data.sources;
-    if sources.is_empty() {
-        let message = "is missing, so there is nothing to learn from. Write [[data.sources]] with a path and a format.";
-        findings.push(Finding::at("data.sources", message));
-    }
-    let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
-    unique_names("data.sources", &names, findings);
-    for (index, source) in sources.iter().enumerate() {
-        let key = format!("data.sources.{index}");
-        glob(&format!("{key}.path"), &source.path, findings);
-        languages(&key, source.lang.as_deref(), source.lang_field.as_deref(), findings);
     }
 }
 
@@ -77,6 +61,10 @@ fn lengths(recipe: &Recipe, findings: &mut Vec<Finding>) {
         let message = format!("and `train.{first}` both say how long the run is. Keep one of them.");
         findings.push(Finding::at(&format!("train.{second}"), &message));
     }
+    if train.steps == Some(0) && !recipe.adapter.is_closed_form() {
+        let message = "is 0, so nothing would be trained. Write 1 or more.";
+        findings.push(Finding::at("train.steps", message));
+    }
     let schedule = &recipe.schedule;
     for (key, value) in [
         ("warmup", schedule.warmup),
@@ -85,40 +73,6 @@ fn lengths(recipe: &Recipe, findings: &mut Vec<Finding>) {
         if value >= 1.0 && value.fract() != 0.0 {
             let message = format!("is {value}, but must be a fraction below 1 of the run or a whole number of steps.");
             findings.push(Finding::at(&format!("schedule.{key}"), &message));
-        }
-    }
-}
-
-fn tasks(recipe: &Recipe, findings: &mut Vec<Finding>) {
-    let tasks = &recipe.eval.tasks;
-    let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
-    unique_names("eval.tasks", &names, findings);
-    for (index, task) in tasks.iter().enumerate() {
-        let key = format!("eval.tasks.{index}");
-        glob(&format!("{key}.path"), &task.path, findings);
-        languages(&key, task.lang.as_deref(), task.lang_field.as_deref(), findings);
-        task_languages(&key, task, findings);
-        if task.kind == TaskKind::Generate && matches!(task.format, Format::Text | Format::Tokens) {
-            let message = "has no question to answer, but the task's kind is \"generate\". \
-                           Use alpaca, sharegpt, messages or prompt-completion, or kind = \"perplexity\".";
-            findings.push(Finding::at(&format!("{key}.format"), message));
-        }
-    }
-}
-
-fn task_languages(key: &str, task: &Task, findings: &mut Vec<Finding>) {
-    if task.path.to_string_lossy().contains("{lang}") && task.languages.is_empty() {
-        let message = "has {lang} in it, but the task names no languages. Write languages = [\"en\", …].";
-        findings.push(Finding::at(&format!("{key}.path"), message));
-    }
-    for (index, language) in task.languages.iter().enumerate() {
-        let key = format!("{key}.languages.{index}");
-        tag(&key, language, findings);
-        if task.languages[..index].contains(language) {
-            findings.push(Finding::at(
-                &key,
-                &format!("names {language:?} a second time. Keep one."),
-            ));
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::objective::ObjectiveKind;
 use crate::parallel::{Arrangement, Missing};
 use crate::recipe::Recipe;
 
-/// The first number that the chosen objective, or auxiliary loss, does not read.
+/// The first number that the chosen objective, adapter or auxiliary loss does not read.
 pub(crate) fn unread_numbers(recipe: &Recipe) -> Option<Finding> {
     let objective = &recipe.objective;
     let kind = objective.kind;
@@ -24,6 +24,11 @@ pub(crate) fn unread_numbers(recipe: &Recipe) -> Option<Finding> {
         .find(|key| !kind.numbers().contains(key))
     {
         return Some(unread(&format!("objective.{key}"), kind.name(), kind.numbers()));
+    }
+    let adapter = &recipe.adapter;
+    let numbers = adapter.kind.numbers();
+    if let Some(key) = adapter.set_numbers().into_iter().find(|key| !numbers.contains(key)) {
+        return Some(unread(&format!("adapter.{key}"), adapter.kind.name(), numbers));
     }
     objective.auxiliary.iter().enumerate().find_map(|(index, auxiliary)| {
         let numbers = auxiliary.kind.numbers();

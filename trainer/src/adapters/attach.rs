@@ -1,110 +1,252 @@
-//! Puts adapters on a model: new ones as a recipe says, or those of a folder.
+//! Puts the adapters of folders on a model, to use them or to train them on.
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device, Tensor};
 use interlingua_checkpoints::dtype::{Dtype, HostTensor};
-use interlingua_checkpoints::peft::{AdapterConfig, AdapterFolder, belongs_to};
-use interlingua_recipes::{Adapter as AdapterRecipe, AdapterKind, Selector};
+use interlingua_checkpoints::own_adapter::{AnyAdapter, OwnAdapter};
+use interlingua_checkpoints::peft::{AdapterFolder, belongs_to};
 
-use super::Adapter;
-use super::dora::{Dora, row_norm};
-use super::lora::{Lora, initial_a, scale};
+use super::bottleneck::Bottleneck;
+use super::dora::Dora;
+use super::lora::{Lora, scale};
+use super::steering::Steering;
+use super::{Adapter, ForRows};
 use crate::error::TrainError;
 use crate::layers::linear::Linear;
 use crate::models::Model;
 use crate::models::load::tensor;
 use crate::parameters::{Parameter, ParameterId, Parameters};
 
-/// Puts new adapters on every linear layer that the recipe's targets name, initialised as PEFT does.
-pub fn attach_new(model: &mut Model, recipe: &AdapterRecipe, seed: u64) -> Result<(), TrainError> {
-    let selector = recipe
-        .targets
-        .selector()
-        .map_err(|error| TrainError::Setup(format!("adapter.targets: {error}")))?;
-    let scale = scale(recipe.rank, recipe.alpha, recipe.rslora);
-    let device = model.device.clone();
-    let mut parameters = std::mem::take(&mut model.parameters);
-    let mut found = 0;
-    for linear in model
-        .linears_mut()
-        .filter(|linear| is_target(linear, selector.as_ref()))
-    {
-        found += 1;
-        let name = format!("{}.lora_A.weight", linear.name);
-        let a = initial_a(seed, &name, recipe.rank, linear.inputs);
-        let b = vec![0.0; linear.outputs * recipe.rank];
-        let mut add = |name: String, shape: Vec<usize>, values: Vec<f32>| {
-            let value = tensor(values, &device, DType::F32);
-            parameters.add(Parameter {
-                name,
-                shape,
-                value,
-                trainable: true,
-                adapter: true,
-            })
+/// How an adapter stands on a model.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Placement<'a> {
+    /// What tells the names of its parameters from those of others: its language, or its place in a stack.
+    pub copy: Option<&'a str>,
+    /// The language of the rows that it is for; absent: all rows.
+    pub language: Option<&'a str>,
+    /// Dropout while training.
+    pub dropout: f32,
+    /// Trained, or frozen for good.
+    pub trainable: bool,
+}
+
+impl Placement<'_> {
+    /// Runs what puts an adapter on the model, with its table of parameters at hand.
+    pub(super) fn put(
+        self,
+        model: &mut Model,
+        put: impl FnOnce(&mut Model, &mut Placing) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        let mut parameters = std::mem::take(&mut model.parameters);
+        let device = model.device.clone();
+        let mut placing = Placing {
+            placement: self,
+            device,
+            parameters: &mut parameters,
         };
-        let a = add(name, vec![recipe.rank, linear.inputs], a);
-        let b = add(
-            format!("{}.lora_B.weight", linear.name),
-            vec![linear.outputs, recipe.rank],
-            b,
-        );
-        let lora = Lora {
-            a,
-            b,
-            scale,
-            dropout: recipe.dropout as f32,
-        };
-        linear.adapter = Some(match recipe.kind {
-            AdapterKind::Dora => {
-                let norm = current_row_norm(linear, &lora, &parameters);
-                let name = format!("{}.lora_magnitude_vector", linear.name);
-                let shape = vec![linear.outputs];
-                let value = norm;
-                let magnitude = parameters.add(Parameter {
-                    name,
-                    shape,
-                    value,
-                    trainable: true,
-                    adapter: true,
-                });
-                Adapter::Dora(Dora { lora, magnitude })
-            }
-            AdapterKind::Lora | AdapterKind::None => Adapter::Lora(lora),
-        });
+        let result = put(model, &mut placing);
+        model.parameters = parameters;
+        result
     }
-    model.parameters = parameters;
-    if found == 0 {
-        let names: Vec<&str> = model.linears().take(7).map(|linear| linear.name.as_str()).collect();
+
+    /// The adapter with its rows.
+    pub(super) fn for_rows<T>(&self, adapter: T) -> ForRows<T> {
+        ForRows {
+            adapter,
+            language: self.language.map(str::to_owned),
+        }
+    }
+}
+
+/// An adapter that is being put on a model.
+pub(super) struct Placing<'a> {
+    placement: Placement<'a>,
+    device: Device,
+    /// The model's parameters.
+    pub(super) parameters: &'a mut Parameters,
+}
+
+impl Placing<'_> {
+    /// Adds a parameter of the adapter; `part` is what follows the module's path in a file.
+    pub(super) fn add(&mut self, module: &str, part: &str, shape: Vec<usize>, values: Vec<f32>) -> ParameterId {
+        let value = tensor(values, &self.device, DType::F32);
+        self.add_value(module, part, shape, value)
+    }
+
+    /// The same with values that are on the device.
+    pub(super) fn add_value(&mut self, module: &str, part: &str, shape: Vec<usize>, value: Tensor<1>) -> ParameterId {
+        let name = match (self.placement.copy, part.strip_suffix(".weight")) {
+            (None, _) => format!("{module}.{part}"),
+            (Some(copy), Some(part)) => format!("{module}.{part}.{copy}.weight"),
+            (Some(copy), None) => format!("{module}.{part}.{copy}"),
+        };
+        self.parameters.add(Parameter {
+            name,
+            shape,
+            value,
+            trainable: self.placement.trainable,
+            adapter: true,
+            frozen: !self.placement.trainable,
+        })
+    }
+
+    /// Puts an adapter on a linear layer.
+    pub(super) fn push(&self, linear: &mut Linear, adapter: Adapter) -> Result<(), TrainError> {
+        let adapter = self.placement.for_rows(adapter);
+        if linear.name == "lm_head" && adapter.language.is_some() {
+            return Err(TrainError::Setup(
+                "an adapter for one language cannot sit on the head (lm_head); choose other adapter.targets".into(),
+            ));
+        }
+        let is_dora = |adapter: &ForRows<Adapter>| matches!(adapter.adapter, Adapter::Dora(_));
+        let shares_rows = |other: &ForRows<Adapter>| {
+            other.language.is_none() || adapter.language.is_none() || other.language == adapter.language
+        };
+        if is_dora(&adapter) && linear.adapters.iter().any(|other| is_dora(other) && shares_rows(other)) {
+            return Err(TrainError::Setup(format!(
+                "two DoRA adapters on `{}` cannot be added up: each of them rescales the whole weight; use one of them",
+                linear.name
+            )));
+        }
+        linear.adapters.push(adapter);
+        Ok(())
+    }
+}
+
+/// Puts the adapter of a folder in PEFT's layout on top of what is on the model, for all rows.
+pub fn attach_folder(
+    model: &mut Model,
+    folder: &AdapterFolder,
+    dropout: f32,
+    trainable: bool,
+) -> Result<(), TrainError> {
+    let placement = Placement {
+        dropout,
+        trainable,
+        ..Placement::default()
+    };
+    attach_peft(model, folder, placement)
+}
+
+/// Puts an adapter of any kind on top of what is on the model.
+pub fn attach(model: &mut Model, adapter: &AnyAdapter, placement: Placement) -> Result<(), TrainError> {
+    match adapter {
+        AnyAdapter::Peft(folder) => attach_peft(model, folder, placement),
+        AnyAdapter::Own(folder) if adapter.kind() == "bottleneck" => attach_bottlenecks(model, folder, placement),
+        AnyAdapter::Own(folder) if adapter.kind() == "steering" => attach_steering(model, folder, placement),
+        AnyAdapter::Own(folder) => Err(TrainError::Setup(format!(
+            "{}: the adapter is of the kind \"{}\", which this version does not know",
+            folder.path().display(),
+            adapter.kind()
+        ))),
+    }
+}
+
+fn attach_peft(model: &mut Model, folder: &AdapterFolder, placement: Placement) -> Result<(), TrainError> {
+    let config = folder.config();
+    if let (Some(language), false) = (placement.language, config.modules_to_save.is_empty()) {
         return Err(TrainError::Setup(format!(
-            "adapter.targets names none of the model's linear layers; the first block has {}",
-            names.join(", ")
+            "an adapter for {language} alone cannot bring whole modules (modules_to_save: {}), which all rows share",
+            config.modules_to_save.join(", ")
         )));
     }
-    save_modules(model, &recipe.modules_to_save)
-}
-
-/// "all-linear" is every linear layer but the head, as in PEFT.
-fn is_target(linear: &Linear, selector: Option<&Selector>) -> bool {
-    match selector {
-        None => linear.name != "lm_head",
-        Some(selector) => selector.selects(&linear.name),
+    let modules = model.linears().map(|linear| linear.name.clone()).collect();
+    folder.check_modules(&modules)?;
+    placement.put(model, |model, placing| {
+        for linear in model.linears_mut() {
+            let Some(rank) = folder.rank_of(&linear.name) else {
+                continue;
+            };
+            let name = linear.name.clone();
+            let mut add = |part: &str, shape: Vec<usize>| -> Result<ParameterId, TrainError> {
+                let values = folder.read_f32(&format!("{name}.{part}"), &shape)?;
+                Ok(placing.add(&name, part, shape, values))
+            };
+            let lora = Lora {
+                a: add("lora_A.weight", vec![rank, linear.inputs])?,
+                b: add("lora_B.weight", vec![linear.outputs, rank])?,
+                scale: scale(rank, config.alpha_of(&name), config.use_rslora),
+                dropout: placement.dropout,
+            };
+            let adapter = if config.use_dora {
+                let magnitude = add("lora_magnitude_vector", vec![linear.outputs])?;
+                Adapter::Dora(Dora { lora, magnitude })
+            } else {
+                Adapter::Lora(lora)
+            };
+            placing.push(linear, adapter)?;
+        }
+        Ok(())
+    })?;
+    let (trainable, device) = (placement.trainable, model.device.clone());
+    for id in saved_modules(model, &config.modules_to_save)? {
+        let parameter = model.parameters.get(id);
+        let values = folder.read_f32(&parameter.name, &parameter.shape)?;
+        let dtype = if trainable { DType::F32 } else { model.dtype };
+        model.parameters.set_value(id, tensor(values, &device, dtype));
+        model.parameters.set_trainable(id, trainable);
     }
+    Ok(())
 }
 
-fn current_row_norm(linear: &Linear, lora: &Lora, parameters: &Parameters) -> burn::tensor::Tensor<1> {
-    let matrix = |id: ParameterId| {
-        let parameter = parameters.get(id);
-        parameter
-            .value
-            .clone()
-            .cast(DType::F32)
-            .reshape([parameter.shape[0], parameter.shape[1]])
-    };
-    row_norm(matrix(linear.weight), matrix(lora.a), matrix(lora.b), lora.scale)
+fn attach_bottlenecks(model: &mut Model, folder: &OwnAdapter, placement: Placement) -> Result<(), TrainError> {
+    let hidden = model.config.hidden_size;
+    let name = |block: usize, part: &str| format!("model.layers.{block}.{part}");
+    let blocks = model.blocks.len();
+    if folder.shape(&name(blocks, "adapter_down.weight")).is_some() {
+        return Err(TrainError::Setup(format!(
+            "{}: the adapter has more blocks than this model, which has {blocks}; it was trained on another one ({})",
+            folder.path().display(),
+            folder.description().base_model
+        )));
+    }
+    placement.put(model, |model, placing| {
+        for (index, block) in model.blocks.iter_mut().enumerate() {
+            let down = name(index, "adapter_down.weight");
+            let inner = folder
+                .shape(&down)
+                .and_then(|shape| shape.first().copied())
+                .unwrap_or(0);
+            let mut add = |part: &str, shape: Vec<usize>| -> Result<ParameterId, TrainError> {
+                let values = folder.read_f32(&name(index, part), &shape)?;
+                Ok(placing.add(&format!("model.layers.{index}"), part, shape, values))
+            };
+            let bottleneck = Bottleneck {
+                name: name(index, "adapter"),
+                down: add("adapter_down.weight", vec![inner, hidden])?,
+                up: add("adapter_up.weight", vec![hidden, inner])?,
+                dropout: placement.dropout,
+            };
+            block.bottlenecks.push(placement.for_rows(bottleneck));
+        }
+        Ok(())
+    })
+}
+
+fn attach_steering(model: &mut Model, folder: &OwnAdapter, placement: Placement) -> Result<(), TrainError> {
+    let (hidden, blocks) = (model.config.hidden_size, model.blocks.len());
+    let description = folder.description();
+    let layer = description.layer.filter(|layer| (1..=blocks).contains(layer)).ok_or_else(|| {
+        TrainError::Setup(format!(
+            "{}: the vector belongs to layer {}, and this model has {blocks} blocks; it was made for another one ({})",
+            folder.path().display(),
+            description.layer.unwrap_or(0),
+            description.base_model
+        ))
+    })?;
+    placement.put(model, |model, placing| {
+        let module = format!("model.layers.{}", layer - 1);
+        let values = folder.read_f32(&format!("{module}.steering_vector"), &[hidden])?;
+        let vector = placing.add(&module, "steering_vector", vec![hidden], values);
+        let scale = description.scale.unwrap_or(1.0) as f32;
+        model.blocks[layer - 1]
+            .steering
+            .push(placement.for_rows(Steering { vector, scale }));
+        Ok(())
+    })
 }
 
 /// The parameters of modules that PEFT's `modules_to_save` names.
-fn saved_modules(model: &Model, modules: &[String]) -> Result<Vec<ParameterId>, TrainError> {
+pub fn saved_modules(model: &Model, modules: &[String]) -> Result<Vec<ParameterId>, TrainError> {
     let mut all = Vec::new();
     for module in modules {
         if model.config.tie_word_embeddings
@@ -130,87 +272,11 @@ fn saved_modules(model: &Model, modules: &[String]) -> Result<Vec<ParameterId>, 
     Ok(all)
 }
 
-fn save_modules(model: &mut Model, modules: &[String]) -> Result<(), TrainError> {
+pub(super) fn save_modules(model: &mut Model, modules: &[String]) -> Result<(), TrainError> {
     for id in saved_modules(model, modules)? {
         model.parameters.set_trainable(id, true);
     }
     Ok(())
-}
-
-/// Puts the adapter of a folder on the model, to train it on or to use it.
-pub fn attach_folder(
-    model: &mut Model,
-    folder: &AdapterFolder,
-    dropout: f32,
-    trainable: bool,
-) -> Result<(), TrainError> {
-    let config = folder.config();
-    let device = model.device.clone();
-    let mut parameters = std::mem::take(&mut model.parameters);
-    let result = read_adapters(model, folder, dropout, trainable, &device, &mut parameters);
-    model.parameters = parameters;
-    result?;
-    for id in saved_modules(model, &config.modules_to_save)? {
-        let parameter = model.parameters.get(id);
-        let values = folder.read_f32(&parameter.name, &parameter.shape)?;
-        let dtype = if trainable { DType::F32 } else { model.dtype };
-        model.parameters.set_value(id, tensor(values, &device, dtype));
-        model.parameters.set_trainable(id, trainable);
-    }
-    Ok(())
-}
-
-fn read_adapters(
-    model: &mut Model,
-    folder: &AdapterFolder,
-    dropout: f32,
-    trainable: bool,
-    device: &burn::tensor::Device,
-    parameters: &mut Parameters,
-) -> Result<(), TrainError> {
-    let config = folder.config();
-    let modules = model.linears().map(|linear| linear.name.clone()).collect();
-    folder.check_modules(&modules)?;
-    for linear in model.linears_mut() {
-        let Some(rank) = folder.rank_of(&linear.name) else {
-            continue;
-        };
-        let mut add = |part: &str, shape: Vec<usize>| -> Result<ParameterId, TrainError> {
-            let name = format!("{}.{part}", linear.name);
-            let value = tensor(folder.read_f32(&name, &shape)?, device, DType::F32);
-            Ok(parameters.add(Parameter {
-                name,
-                shape,
-                value,
-                trainable,
-                adapter: true,
-            }))
-        };
-        let a = add("lora_A.weight", vec![rank, linear.inputs])?;
-        let b = add("lora_B.weight", vec![linear.outputs, rank])?;
-        let scale = scale(rank, config.alpha_of(&linear.name), config.use_rslora);
-        let lora = Lora { a, b, scale, dropout };
-        linear.adapter = Some(if config.use_dora {
-            Adapter::Dora(Dora {
-                lora,
-                magnitude: add("lora_magnitude_vector", vec![linear.outputs])?,
-            })
-        } else {
-            Adapter::Lora(lora)
-        });
-    }
-    Ok(())
-}
-
-/// The tensors of an adapter folder: adapter parameters and saved modules, by PEFT's names without the leading
-/// `base_model.model.`.
-pub fn adapter_tensors(model: &Model, config: &AdapterConfig) -> Result<Vec<(String, HostTensor)>, TrainError> {
-    let saved = saved_modules(model, &config.modules_to_save)?;
-    let parameters = model.parameters.iter();
-    let wanted = parameters.filter(|(id, parameter)| parameter.adapter || saved.contains(id));
-    Ok(wanted
-        .map(|(_, parameter)| (parameter.name.clone(), host_tensor(parameter, Dtype::F32)))
-        .collect())
 }
 
 /// A parameter on the host, in a dtype.

@@ -6,6 +6,7 @@
 use burn::tensor::Tensor;
 
 use super::lora::Lora;
+use crate::engine::languages::Rows;
 use crate::engine::pass::Pass;
 use crate::ops::linear::{LowRank, dropout_reference, linear};
 use crate::parameters::{ParameterId, Parameters};
@@ -20,7 +21,7 @@ pub struct Dora {
 }
 
 impl Dora {
-    /// x `[tokens, inputs]`, under a weight `[outputs, inputs]`, to `[tokens, outputs]`. With dropout, the adapter's share reads
+    /// x `[rows, inputs]` of these rows, under a weight `[outputs, inputs]`, to `[rows, outputs]`. With dropout, the adapter's share reads
     /// the dropped input and the base's share the whole one, as in PEFT.
     pub fn forward(
         &self,
@@ -29,6 +30,7 @@ impl Dora {
         bias: Option<Tensor<1>>,
         module: &str,
         pass: &Pass,
+        rows: Rows,
     ) -> Tensor<2> {
         let norm = row_norm(
             pass.detached_matrix(weight),
@@ -38,7 +40,7 @@ impl Dora {
         );
         let weight = pass.matrix(weight);
         let factor = (pass.vector(self.magnitude) / norm.cast(weight.dtype())).unsqueeze::<2>();
-        let LowRank { a, b, scale, dropout } = self.lora.operands(module, pass);
+        let LowRank { a, b, scale, dropout } = self.lora.operands(module, pass, rows);
         let adapter = LowRank {
             a,
             b,

@@ -3,8 +3,9 @@
 
 use burn::tensor::Tensor;
 
+use crate::engine::languages::Rows;
 use crate::engine::pass::Pass;
-use crate::ops::linear::LowRank;
+use crate::ops::linear::{LowRank, dropout_reference, linear};
 use crate::parameters::{ParameterId, Parameters};
 use crate::random::{key, text_key, uniform};
 
@@ -22,14 +23,24 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// What the linear operation takes.
-    pub fn operands(&self, module: &str, pass: &Pass) -> LowRank {
+    /// What the linear operation over these rows takes.
+    pub fn operands(&self, module: &str, pass: &Pass, rows: Rows) -> LowRank {
         LowRank {
             a: pass.matrix(self.a),
             b: pass.matrix(self.b),
             scale: self.scale,
-            dropout: pass.dropout(module, self.dropout),
+            dropout: rows.dropout(pass.dropout(module, self.dropout)),
         }
+    }
+
+    /// `s · dropout(x) Aᵀ Bᵀ`, `[rows, outputs]`: what is added over x `[rows, inputs]` of these rows.
+    pub fn change(&self, x: Tensor<2>, module: &str, pass: &Pass, rows: Rows) -> Tensor<2> {
+        let LowRank { a, b, scale, dropout } = self.operands(module, pass, rows);
+        let x = match dropout {
+            Some(dropout) => dropout_reference(x, &dropout),
+            None => x,
+        };
+        linear(linear(x, a, None, None), b, None, None) * scale
     }
 
     /// `s · B A`, `[outputs, inputs]`, in f32: what merging adds to the weight.

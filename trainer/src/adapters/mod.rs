@@ -1,13 +1,35 @@
-//! Adapters on linear layers. Adding one is adding a file here and a variant to [`Adapter`].
+//! Adapters: on linear layers ([`Adapter`]), after blocks ([`bottleneck`]) and between them ([`steering`]). Adding one is adding
+//! a file here, and what puts it on a model in [`fresh`] and [`attach`].
 
 pub mod attach;
+pub mod bottleneck;
 pub mod dora;
+pub mod fresh;
 pub mod lora;
+pub mod steering;
+pub mod write;
 
 use dora::Dora;
 use lora::Lora;
 
+use crate::engine::languages::{LanguageRows, Rows};
 use crate::parameters::ParameterId;
+
+/// An adapter with the rows that it is for.
+#[derive(Clone, Debug)]
+pub struct ForRows<T> {
+    /// The adapter.
+    pub adapter: T,
+    /// The language of its rows, a tag in canonical case; absent: all rows.
+    pub language: Option<String>,
+}
+
+impl<T> ForRows<T> {
+    /// Its rows; `None` when there are none.
+    pub fn rows<'a>(&self, languages: Option<&'a LanguageRows>) -> Option<Rows<'a>> {
+        LanguageRows::of(languages, self.language.as_deref())
+    }
+}
 
 /// The adapter of one linear layer.
 #[derive(Clone, Debug)]

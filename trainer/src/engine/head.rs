@@ -94,7 +94,7 @@ pub fn log_probs_with_gradient(
         let (positions, tokens) = (&targets.positions[range.clone()], &targets.tokens[range.clone()]);
         let index = rows(positions, hidden);
         let selected = hidden.clone().select(0, index.clone());
-        let selected_gradient = if trains || model.head.adapter.is_some() {
+        let selected_gradient = if trains || !model.head.adapters.is_empty() {
             let keys = token_keys.map(|keys| positions.iter().map(|position| keys[*position as usize]).collect());
             let pass = Pass::new(&model.parameters, model.dtype, true, keys);
             let selected = selected.autodiff().require_grad();

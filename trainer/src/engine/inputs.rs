@@ -6,6 +6,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use interlingua_checkpoints::config::ModelConfig;
 use interlingua_checkpoints::rope::inv_freq;
 
+use super::languages::LanguageRows;
 use crate::ops::attention::AttentionLayout;
 use crate::ops::dropout::Dropout;
 use crate::ops::rotary::RotaryTable;
@@ -21,6 +22,8 @@ pub struct Inputs {
     pub rotary: RotaryTable,
     /// One key per token, for dropout; absent when nothing is dropped.
     pub token_keys: Option<Arc<[u64]>>,
+    /// Which rows belong to which language; absent when that is not known, and then adapters of one language stand still.
+    pub languages: Option<Arc<LanguageRows>>,
 }
 
 /// How long a sequence counts as, for rotary embeddings whose frequencies depend on it (`dynamic`).
@@ -48,7 +51,15 @@ impl Inputs {
             boundaries: boundaries.into(),
             rotary: rotary_table(config, position_ids, boundaries, rope_length, device),
             token_keys: None,
+            languages: None,
         }
+    }
+
+    /// Says the language of each sequence, for adapters that are for one language. Languages are told apart by their tags
+    /// in canonical case.
+    pub fn with_languages(mut self, languages: &[&str]) -> Self {
+        self.languages = Some(Arc::new(LanguageRows::new(&self.boundaries, languages)));
+        self
     }
 
     /// Turns dropout on: `samples` holds one global index per sequence.

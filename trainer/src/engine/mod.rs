@@ -7,5 +7,6 @@ pub mod forward;
 pub mod gradients;
 pub mod head;
 pub mod inputs;
+pub mod languages;
 pub mod pass;
 pub mod step;

@@ -3,6 +3,9 @@
 
 use burn::tensor::Tensor;
 
+use crate::adapters::ForRows;
+use crate::adapters::bottleneck::Bottleneck;
+use crate::adapters::steering::Steering;
 use crate::engine::inputs::Inputs;
 use crate::engine::pass::Pass;
 use crate::layers::linear::Linear;
@@ -12,7 +15,7 @@ use crate::ops::rotary::rotary;
 use crate::ops::swiglu::swiglu;
 use crate::parameters::ParameterId;
 
-/// One block: `h = x + attention(norm(x))`, `y = h + mlp(norm(h))`.
+/// One block: `h = x + attention(norm(x))`, `y = h + mlp(norm(h))`, and what adapters do to y.
 #[derive(Clone, Debug)]
 pub struct Block {
     /// Norm before the attention.
@@ -41,6 +44,10 @@ pub struct Block {
     pub window: Option<usize>,
     /// Epsilon of the norms.
     pub norm_epsilon: f64,
+    /// Bottleneck adapters after the block, each over what the one before gives.
+    pub bottlenecks: Vec<ForRows<Bottleneck>>,
+    /// Vectors added to the block's output.
+    pub steering: Vec<ForRows<Steering>>,
 }
 
 /// Keys and values of the tokens a block has seen, `[tokens, kv_heads, head_dim]`, for one sequence.
@@ -67,29 +74,45 @@ impl KeyValues {
 impl Block {
     /// x `[tokens, hidden]` to `[tokens, hidden]`. With `seen`, one for each sequence, the sequences go on after it.
     pub fn forward(&self, x: Tensor<2>, inputs: &Inputs, pass: &Pass, seen: Option<&mut [KeyValues]>) -> Tensor<2> {
+        let languages = inputs.languages.as_deref();
         let attended = self.attend(x.clone(), inputs, pass, seen);
         let h = x + attended;
-        let normed = rms_norm(h.clone(), pass.vector(self.post_attention_layernorm), self.norm_epsilon);
+        let norm = |x: Tensor<2>| rms_norm(x, pass.vector(self.post_attention_layernorm), self.norm_epsilon);
+        let normed = norm(h.clone());
         let gated = swiglu(
-            self.gate_proj.forward(normed.clone(), pass),
-            self.up_proj.forward(normed, pass),
+            self.gate_proj.forward_by_language(normed.clone(), pass, languages),
+            self.up_proj.forward_by_language(normed, pass, languages),
         );
-        h + self.down_proj.forward(gated, pass)
+        let mut output = h + self.down_proj.forward_by_language(gated, pass, languages);
+        for bottleneck in &self.bottlenecks {
+            if let Some(rows) = bottleneck.rows(languages) {
+                let change = bottleneck.adapter.change(norm(rows.select(&output)), pass, rows);
+                output = rows.add(output, change);
+            }
+        }
+        for steering in &self.steering {
+            if let Some(rows) = steering.rows(languages) {
+                let change = steering.adapter.change(&rows.select(&output), pass);
+                output = rows.add(output, change);
+            }
+        }
+        output
     }
 
     fn attend(&self, x: Tensor<2>, inputs: &Inputs, pass: &Pass, seen: Option<&mut [KeyValues]>) -> Tensor<2> {
+        let languages = inputs.languages.as_deref();
         let normed = rms_norm(x, pass.vector(self.input_layernorm), self.norm_epsilon);
         let q = self.heads(
-            self.q_proj.forward(normed.clone(), pass),
+            self.q_proj.forward_by_language(normed.clone(), pass, languages),
             self.qk_norm.map(|norms| norms.0),
             pass,
         );
         let k = self.heads(
-            self.k_proj.forward(normed.clone(), pass),
+            self.k_proj.forward_by_language(normed.clone(), pass, languages),
             self.qk_norm.map(|norms| norms.1),
             pass,
         );
-        let v = self.heads(self.v_proj.forward(normed, pass), None, pass);
+        let v = self.heads(self.v_proj.forward_by_language(normed, pass, languages), None, pass);
         let (q, k) = (rotary(q, &inputs.rotary), rotary(k, &inputs.rotary));
         let layout = inputs.attention(self.window, (self.head_dim as f32).powf(-0.5));
         let output = match seen {
@@ -113,7 +136,7 @@ impl Block {
                 )
             }
         };
-        self.o_proj.forward(output, pass)
+        self.o_proj.forward_by_language(output, pass, languages)
     }
 
     /// `[tokens, heads * head_dim]` to `[tokens, heads, head_dim]`, each head normed where the model does that.
@@ -162,6 +185,12 @@ impl Block {
         norms
             .chain(head_norms)
             .chain(self.linears().into_iter().flat_map(Linear::parameters))
+            .chain(
+                self.bottlenecks
+                    .iter()
+                    .flat_map(|bottleneck| bottleneck.adapter.parameters()),
+            )
+            .chain(self.steering.iter().map(|steering| steering.adapter.vector))
             .collect()
     }
 }

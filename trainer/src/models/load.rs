@@ -51,7 +51,7 @@ pub fn load(
             outputs: vocab,
             weight: embedding,
             bias: None,
-            adapter: None,
+            adapters: Vec::new(),
         }
     } else {
         builder.linear("lm_head".into(), vocab, hidden, false)?
@@ -92,6 +92,7 @@ impl Builder<'_> {
             value,
             trainable,
             adapter: false,
+            frozen: false,
         }))
     }
 
@@ -108,7 +109,7 @@ impl Builder<'_> {
             outputs,
             weight,
             bias,
-            adapter: None,
+            adapters: Vec::new(),
         })
     }
 
@@ -141,6 +142,8 @@ impl Builder<'_> {
             head_dim,
             window: config.sliding_window[index],
             norm_epsilon: config.rms_norm_eps,
+            bottlenecks: Vec::new(),
+            steering: Vec::new(),
         })
     }
 }

@@ -1,5 +1,7 @@
 //! A causal language model as the engine sees it.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::{DType, Device, Tensor};
 use interlingua_checkpoints::config::ModelConfig;
 
@@ -91,11 +93,17 @@ impl Model {
         x
     }
 
-    /// The same model without the adapter that is trained; the weights are shared, not copied.
+    /// The same model without the adapter that is trained; the weights are shared, not copied. Frozen adapters stay.
     #[must_use]
     pub fn without_adapter(&self) -> Self {
         let mut bare = self.clone();
-        bare.linears_mut().for_each(|linear| linear.adapter = None);
+        let frozen = |id: ParameterId| self.parameters.get(id).frozen;
+        bare.linears_mut()
+            .for_each(|linear| linear.adapters.retain(|adapter| frozen(adapter.adapter.lora().a)));
+        for block in &mut bare.blocks {
+            block.bottlenecks.retain(|bottleneck| frozen(bottleneck.adapter.down));
+            block.steering.retain(|steering| frozen(steering.adapter.vector));
+        }
         bare
     }
 
@@ -116,5 +124,16 @@ impl Model {
             .iter_mut()
             .flat_map(|block| block.linears_mut())
             .chain([&mut self.head])
+    }
+
+    /// The languages that adapters on it are for; empty when all of them are for all rows.
+    pub fn adapter_languages(&self) -> BTreeSet<&str> {
+        let on_linears = self.linears().flat_map(|linear| &linear.adapters);
+        let bottlenecks = self.blocks.iter().flat_map(|block| &block.bottlenecks);
+        let steering = self.blocks.iter().flat_map(|block| &block.steering);
+        let languages = on_linears.map(|adapter| &adapter.language);
+        let languages = languages.chain(bottlenecks.map(|adapter| &adapter.language));
+        let languages = languages.chain(steering.map(|adapter| &adapter.language));
+        languages.filter_map(Option::as_deref).collect()
     }
 }

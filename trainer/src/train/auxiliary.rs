@@ -10,7 +10,6 @@ use interlingua_data::pairs::{PairBatch, PairOrder, PairSettings};
 use interlingua_data::prepare::Prepared;
 use interlingua_recipes::{Auxiliary, AuxiliaryKind, Missing, Mix, Parallel, Recipe, Scope};
 
-use super::main_loss::boundaries;
 use super::step::{StepKey, dropout_inputs, inputs_and_targets};
 use crate::engine::forward::Forward;
 use crate::engine::gradients::Gradients;
@@ -431,7 +430,7 @@ fn probe(model: &Model, dataset: &Dataset, auxiliary: &Auxiliary, layer: usize) 
         let length = ids.len().min(longest);
         let mut batch = MicroBatch::default();
         batch.push(&ids[..length], &labels[..length], language, sample as u64, 0);
-        let (inputs, _) = inputs_and_targets(model, &batch);
+        let (inputs, _) = inputs_and_targets(model, &batch, dataset.languages());
         let state = model.hidden_state(&inputs, layer).narrow(0, length - 1, 1);
         let state: Vec<f64> = state.cast(DType::F32).into_data().iter::<f64>().collect();
         sum.resize(state.len(), 0.0);
@@ -510,7 +509,7 @@ impl Source {
     fn inputs(&self, model: &Model, batch: &MicroBatch, key: StepKey) -> Inputs {
         let samples = batch.sequences.iter();
         let samples: Vec<u64> = samples.map(|sequence| sequence.sample + self.sample_offset).collect();
-        dropout_inputs(model, batch, &boundaries(batch), key, &samples)
+        dropout_inputs(model, batch, self.dataset.languages(), key, &samples)
     }
 
     fn contrast(&self, unit: &PairUnit) -> Contrast {

@@ -20,7 +20,7 @@ use super::reference::sequence_of;
 use super::step::{Losses, Tally, inputs_and_targets};
 use crate::engine::head::{Targets, log_probs};
 use crate::error::TrainError;
-use crate::generate::{GenerateOptions, generate};
+use crate::generate::{GenerateOptions, generate_by_language};
 use crate::models::Model;
 
 /// Tokens of one evaluation batch.
@@ -164,15 +164,10 @@ fn row(task: &str, mut by_language: ByLanguage, examples: Vec<Example>, step: u6
 /// A task's file, or one for each of its languages where the path says `{lang}`, as sources of data.
 fn sources(task: &Task) -> Vec<Source> {
     let source = |path: PathBuf, lang: Option<String>| Source {
-        name: task.name.clone(),
-        path,
-        format: task.format,
         lang,
         lang_field: task.lang_field.clone(),
-        group_field: None,
         fields: task.fields.clone(),
-        normalize: Vec::new(),
-        limit: 0,
+        ..Source::new(&task.name, &path, task.format)
     };
     let path = task.path.to_string_lossy();
     if !path.contains("{lang}") {
@@ -243,7 +238,7 @@ fn perplexity_task(
     let batches = batches(
         sequences
             .iter()
-            .map(|((ids, labels), language)| ((&ids[..], &labels[..]), *language)),
+            .map(|(tokens, language)| ((&tokens.input_ids[..], &tokens.labels[..]), *language)),
     );
     let bytes = supervised_bytes(&batches, languages.len(), tokenizer)?;
     Ok(Prepared::Perplexity {
@@ -337,7 +332,7 @@ fn question(
                 .and_then(|rendered| encode(&rendered.text, false));
             Some(ids.map(|ids| (asked.to_owned(), ids, reference)))
         }
-        Content::Text(_) | Content::Tokens { .. } => None,
+        _ => None,
     }
 }
 
@@ -397,7 +392,7 @@ fn heldout_losses(
     let mut bytes = vec![0; data.languages().len()];
     for batch in &batches {
         let boundaries = boundaries(batch);
-        let (inputs, _) = inputs_and_targets(model, batch);
+        let (inputs, _) = inputs_and_targets(model, batch, data.languages());
         let targets = main.targets(data, batch, &boundaries, false);
         let log_probs = log_probs(model, &model.last_hidden_state(&inputs, None), &targets.targets);
         let models = (model, losses.heldout_reference.as_ref());
@@ -457,7 +452,7 @@ fn token_metrics(loss: f64, tokens: u64, bytes: u64) -> BTreeMap<String, f64> {
 fn losses(model: &Model, batches: &[MicroBatch], languages: &[String], bytes: &[u64]) -> ByLanguage {
     let mut sums = BTreeMap::<u16, (f64, u64)>::new();
     for batch in batches {
-        let (inputs, targets) = inputs_and_targets(model, batch);
+        let (inputs, targets) = inputs_and_targets(model, batch, languages);
         let log_probs = log_probs(model, &model.last_hidden_state(&inputs, None), &targets);
         for (position, log_prob) in targets.positions.iter().zip(log_probs) {
             let sum = sums
@@ -485,7 +480,9 @@ fn answers(
     let prompts: Vec<Vec<u32>> = questions.iter().map(|question| question.input_ids.clone()).collect();
     let mut counts = BTreeMap::<String, (u64, u64)>::new();
     let mut examples: Vec<Example> = Vec::new();
-    for (question, tokens) in questions.iter().zip(generate(model, &prompts, options)) {
+    let languages: Vec<&str> = questions.iter().map(|question| question.language.as_str()).collect();
+    let generated = generate_by_language(model, &prompts, &languages, options);
+    for (question, tokens) in questions.iter().zip(generated) {
         let answer = tokenizer.decode(&tokens, true)?;
         let count = counts.entry(question.language.clone()).or_default();
         count.0 += u64::from(answer.trim() == question.reference.trim());

@@ -191,11 +191,11 @@ impl MainLoss {
     ) -> Evaluated {
         match self {
             Self::Pairs(objective) => {
-                let reference = reference.map(|reference| reference.sums(batch));
+                let reference = reference.map(|reference| reference.sums(batch, dataset.languages()));
                 pairs(objective, batch, (targets, log_probs), reference, weight, totals)
             }
             Self::Kto(objective) => {
-                let reference = reference.map(|reference| (reference.sums(batch), reference));
+                let reference = reference.map(|reference| (reference.sums(batch, dataset.languages()), reference));
                 kto(
                     objective,
                     model,
@@ -319,7 +319,11 @@ fn kto(
         None => (vec![0.0; sums.len()], 0.0),
         Some((reference, frozen)) => {
             let mixed = mismatched(batch);
-            let (policy, other) = (answer_log_probs(model, &mixed), frozen.sums(&mixed));
+            let languages = dataset.languages();
+            let (policy, other) = (
+                answer_log_probs(model, &mixed, languages),
+                frozen.sums(&mixed, languages),
+            );
             let moved: f64 = policy.iter().zip(&other).map(|(policy, other)| policy - other).sum();
             (reference, (moved / mixed.sequences.len().max(1) as f64).max(0.0))
         }

@@ -3,6 +3,7 @@
 pub mod auxiliary;
 pub mod batch_losses;
 pub mod checkpoint;
+pub mod closed_form;
 pub mod evaluate;
 pub mod main_loss;
 pub mod merge;

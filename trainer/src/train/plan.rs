@@ -33,8 +33,12 @@ impl DataPlan {
     pub fn of(recipe: &Recipe, blocks: usize, data: &Prepared) -> Result<Self, TrainError> {
         let units = Units::of(recipe);
         let (passes, mut notes) = AuxiliaryLoss::check(recipe, blocks, data)?;
-        if !recipe.objective.reads_main_data() {
-            let total_steps = steps_without_main(recipe, passes, data)?;
+        let closed_form = recipe.adapter.is_closed_form();
+        if closed_form || !recipe.objective.reads_main_data() {
+            let total_steps = match closed_form {
+                true => 0,
+                false => steps_without_main(recipe, passes, data)?,
+            };
             return Ok(Self {
                 order: None,
                 units,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use interlingua_checkpoints::dtype::HostTensor;
 use interlingua_checkpoints::hub;
-use interlingua_checkpoints::peft::AdapterFolder;
+use interlingua_checkpoints::own_adapter::AnyAdapter;
 use interlingua_checkpoints::tensors::TensorsFile;
 use interlingua_checkpoints::write::write_tensors;
 use interlingua_data::batch::MicroBatch;
@@ -14,7 +14,7 @@ use interlingua_recipes::{Recipe, ReferenceAdapter};
 
 use super::setup::{Base, load_for_inference};
 use super::step::inputs_and_targets;
-use crate::adapters::attach::attach_folder;
+use crate::adapters::attach::{Placement, attach};
 use crate::engine::head::log_probs;
 use crate::error::TrainError;
 use crate::models::Model;
@@ -32,10 +32,10 @@ pub enum Reference {
 }
 
 impl Reference {
-    /// Σ log p of the answer of each sequence of a batch.
-    pub fn sums(&self, batch: &MicroBatch) -> Vec<f64> {
+    /// Σ log p of the answer of each sequence of a batch. `languages`: what the batch's sequences count into.
+    pub fn sums(&self, batch: &MicroBatch, languages: &[String]) -> Vec<f64> {
         match self {
-            Self::Model(model) => answer_log_probs(model, batch),
+            Self::Model(model) => answer_log_probs(model, batch, languages),
             Self::Cached(known) => {
                 let sum = |key: (u64, u16)| known.get(&key).copied().unwrap_or(f64::NAN);
                 let sequences = batch.sequences.iter();
@@ -75,12 +75,12 @@ impl Reference {
         let mut open = MicroBatch::default();
         for sample in 0..dataset.len() {
             if open.tokens() + dataset.length(sample) > BATCH_TOKENS && open.tokens() > 0 {
-                sums.extend(answer_log_probs(model, &std::mem::take(&mut open)));
+                sums.extend(answer_log_probs(model, &std::mem::take(&mut open), dataset.languages()));
             }
             open.push_sample(dataset, sample);
         }
         if open.tokens() > 0 {
-            sums.extend(answer_log_probs(model, &open));
+            sums.extend(answer_log_probs(model, &open, dataset.languages()));
         }
         let values: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
         let tensor = HostTensor::from_f32(vec![values.len()], &values);
@@ -109,8 +109,8 @@ fn fingerprint(dataset: &Dataset) -> String {
 }
 
 /// Σ log p of the supervised tokens of each sequence, without gradients or dropout.
-pub fn answer_log_probs(model: &Model, batch: &MicroBatch) -> Vec<f64> {
-    let (inputs, targets) = inputs_and_targets(model, batch);
+pub fn answer_log_probs(model: &Model, batch: &MicroBatch, languages: &[String]) -> Vec<f64> {
+    let (inputs, targets) = inputs_and_targets(model, batch, languages);
     let hidden = model.last_hidden_state(&inputs, None);
     let log_probs = log_probs(model, &hidden, &targets);
     sums_by_sequence(batch, &targets.positions, &log_probs)
@@ -150,7 +150,7 @@ pub fn check(recipe: &Recipe, base: &Base) -> Result<Option<String>, TrainError>
         check_vocabulary(recipe, &reference.model, base)?;
     }
     if let ReferenceAdapter::Folder(folder) = reference.adapter() {
-        AdapterFolder::open(folder)?;
+        AnyAdapter::open(folder)?;
     }
     Ok(None)
 }
@@ -172,7 +172,14 @@ pub fn reference(recipe: &Recipe, base: &Base, model: &Model) -> Result<Model, T
         model.without_adapter()
     };
     if let ReferenceAdapter::Folder(folder) = wanted.adapter() {
-        attach_folder(&mut reference, &AdapterFolder::open(folder)?, 0.0, false)?;
+        for (language, adapter) in AnyAdapter::open(folder)? {
+            let placement = Placement {
+                copy: language.as_deref(),
+                language: language.as_deref(),
+                ..Placement::default()
+            };
+            attach(&mut reference, &adapter, placement)?;
+        }
     }
     reference.freeze();
     Ok(reference)

@@ -87,7 +87,7 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     }
 
     let selection = Selection::of(recipe)?;
-    let mut model = base.load(recipe, &selection)?;
+    let mut model = base.load(recipe, &selection, &data)?;
     let trained = selection.all(&model);
     let optimizer = &recipe.optimizer;
     let mut optimizer = AdamW {

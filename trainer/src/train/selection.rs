@@ -60,7 +60,7 @@ impl Selection {
     pub fn all(&self, model: &Model) -> Vec<ParameterId> {
         let parameters = model.parameters.iter();
         parameters
-            .filter(|(_, parameter)| self.selects(&parameter.name, parameter.adapter))
+            .filter(|(_, parameter)| !parameter.frozen && self.selects(&parameter.name, parameter.adapter))
             .map(|(id, _)| id)
             .collect()
     }
@@ -75,7 +75,7 @@ impl Selection {
                 .freezes
                 .iter()
                 .any(|(selector, until)| done < *until && selector.selects(&parameter.name));
-            let trainable = self.selects(&parameter.name, parameter.adapter) && !frozen;
+            let trainable = self.selects(&parameter.name, parameter.adapter) && !frozen && !parameter.frozen;
             if parameter.trainable != trainable {
                 model.parameters.set_trainable(id, trainable);
             }

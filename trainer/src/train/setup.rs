@@ -7,13 +7,18 @@ use interlingua_checkpoints::config::ModelConfig;
 use interlingua_checkpoints::dtype::Dtype as FileDtype;
 use interlingua_checkpoints::hub;
 use interlingua_checkpoints::model_folder::ModelFolder;
-use interlingua_checkpoints::peft::AdapterFolder;
+use interlingua_checkpoints::own_adapter::{AnyAdapter, Description};
+use interlingua_data::language::canonical;
+use interlingua_data::prepare::Prepared;
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{AdapterKind, Format, Init, Recipe};
+use interlingua_recipes::{Adapter, AdapterKind, Format, Init, Recipe, Route, Under};
 use serde_json::Value;
 
+use super::closed_form;
 use super::selection::Selection;
-use crate::adapters::attach::{attach_folder, attach_new};
+use crate::adapters::attach::{Placement, attach};
+use crate::adapters::fresh::attach_new;
+use crate::adapters::steering::layer_of;
 use crate::device::{compute_dtype, device};
 use crate::error::TrainError;
 use crate::models::Model;
@@ -87,18 +92,17 @@ impl Base {
         }
     }
 
-    /// Loads the model and puts on it what the recipe trains.
-    pub fn load(&self, recipe: &Recipe, selection: &Selection) -> Result<Model, TrainError> {
+    /// Loads the model and puts on it what the recipe trains. `data` decides which languages have an adapter of their own.
+    pub fn load(&self, recipe: &Recipe, selection: &Selection, data: &Prepared) -> Result<Model, TrainError> {
+        check_adapters(recipe, &self.config)?;
         let device = device(recipe.model.device)?;
         let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device);
         let mut model = load(&self.config, &self.weights(recipe), dtype, &device, &|name| {
             selection.selects(name, false)
         })?;
-        if recipe.adapter.kind != AdapterKind::None {
-            match &recipe.adapter.init_from {
-                Some(path) => attach_existing(&mut model, path, recipe)?,
-                None => attach_new(&mut model, &recipe.adapter, recipe.seed)?,
-            }
+        put_adapters(&mut model, recipe, data)?;
+        if recipe.adapter.is_closed_form() {
+            closed_form::fit(&mut model, &recipe.adapter, data)?;
         }
         selection.apply(&mut model, 0, 1);
         if selection.all(&model).is_empty() {
@@ -110,42 +114,186 @@ impl Base {
     }
 }
 
-/// An adapter to go on from decides rank, alpha and targets; what the recipe says otherwise would be without effect, so
+/// What can be said about a recipe's adapters before the model is loaded: whether they fit its shape, and their folders are
+/// there.
+pub fn check_adapters(recipe: &Recipe, config: &ModelConfig) -> Result<(), TrainError> {
+    let adapter = &recipe.adapter;
+    if adapter.kind == AdapterKind::Steering {
+        layer_of(adapter, config)?;
+    }
+    if let Some(reduction) = adapter.reduction.filter(|reduction| *reduction > config.hidden_size) {
+        return Err(TrainError::Setup(format!(
+            "adapter.reduction is {reduction}, but the hidden size of this model is {}, so that nothing would be left",
+            config.hidden_size
+        )));
+    }
+    for (index, under) in adapter.under.iter().enumerate() {
+        open_under(index, under)?;
+    }
+    if let Some(path) = adapter.init_from.as_ref().filter(|_| adapter.kind != AdapterKind::None) {
+        for (_, existing) in open_existing(path, adapter)? {
+            check_existing(&existing, adapter, config)?;
+        }
+    }
+    Ok(())
+}
+
+/// The adapters that an entry of `adapter.under` stands for, each with its language.
+fn open_under(index: usize, under: &Under) -> Result<Vec<(Option<String>, AnyAdapter)>, TrainError> {
+    let wrong =
+        |problem: String| TrainError::Setup(format!("adapter.under.{index}: {}: {problem}", under.path.display()));
+    let wanted = under
+        .lang
+        .as_ref()
+        .map(|lang| canonical(lang).unwrap_or_else(|_| lang.clone()));
+    let mut copies = AnyAdapter::open(&under.path)?;
+    let known: Vec<String> = copies.iter().filter_map(|(language, _)| language.clone()).collect();
+    if let (Some(wanted), false) = (&wanted, known.is_empty()) {
+        copies.retain(|(language, _)| language.as_ref() == Some(wanted));
+        if copies.is_empty() {
+            return Err(wrong(format!(
+                "there is no copy for {wanted}; it has {}",
+                known.join(", ")
+            )));
+        }
+    }
+    if copies.iter().any(|(_, adapter)| adapter.kind() == "dora") {
+        return Err(wrong(
+            "a DoRA adapter rescales the weight below it and cannot stand under another one; merge it into the model with \
+             `interlingua export --merge`, or train a LoRA"
+                .into(),
+        ));
+    }
+    let of_language =
+        |(language, adapter): (Option<String>, AnyAdapter)| (language.or_else(|| wanted.clone()), adapter);
+    Ok(copies.into_iter().map(of_language).collect())
+}
+
+/// What `adapter.init_from` holds; a copy for each language only where the recipe has such copies.
+fn open_existing(path: &Path, adapter: &Adapter) -> Result<Vec<(Option<String>, AnyAdapter)>, TrainError> {
+    let copies = AnyAdapter::open(path)?;
+    let languages: Vec<&str> = copies.iter().filter_map(|(language, _)| language.as_deref()).collect();
+    if adapter.route == Route::None && !languages.is_empty() {
+        return Err(TrainError::Setup(format!(
+            "adapter.init_from: {} has a copy for each of {}; write adapter.route = \"language\" to go on with all of them, \
+             or name the folder of one",
+            path.display(),
+            languages.join(", ")
+        )));
+    }
+    Ok(copies)
+}
+
+/// Puts the frozen adapters on the model, and on top of them the one to train, with a copy for each language where the recipe
+/// says so.
+fn put_adapters(model: &mut Model, recipe: &Recipe, data: &Prepared) -> Result<(), TrainError> {
+    let adapter = &recipe.adapter;
+    for (index, under) in adapter.under.iter().enumerate() {
+        for (language, below) in open_under(index, under)? {
+            let copy = match &language {
+                Some(language) => format!("under.{index}.{language}"),
+                None => format!("under.{index}"),
+            };
+            let placement = Placement {
+                copy: Some(&copy),
+                language: language.as_deref(),
+                ..Placement::default()
+            };
+            attach(model, &below, placement)?;
+        }
+    }
+    let mut missing: Vec<Option<String>> = match adapter.route {
+        Route::None => vec![None],
+        Route::Language if adapter.is_closed_form() => {
+            closed_form::languages(adapter, data).into_iter().map(Some).collect()
+        }
+        Route::Language => data.train.languages().iter().cloned().map(Some).collect(),
+    };
+    if let Some(path) = &adapter.init_from {
+        for (language, existing) in open_existing(path, adapter)? {
+            check_existing(&existing, adapter, &model.config)?;
+            // An adapter without a language is where the copies of all languages start.
+            let of_folder = if language.is_some() {
+                vec![language]
+            } else {
+                std::mem::take(&mut missing)
+            };
+            for language in of_folder {
+                let placement = Placement {
+                    copy: language.as_deref(),
+                    language: language.as_deref(),
+                    dropout: adapter.dropout as f32,
+                    trainable: true,
+                };
+                attach(model, &existing, placement)?;
+                missing.retain(|missing| *missing != language);
+            }
+        }
+    }
+    for language in missing {
+        attach_new(model, adapter, recipe.seed, language.as_deref())?;
+    }
+    Ok(())
+}
+
+/// An adapter to go on from decides kind, rank, alpha and targets; what the recipe says otherwise would be without effect, so
 /// a difference is an error.
-fn attach_existing(model: &mut Model, path: &Path, recipe: &Recipe) -> Result<(), TrainError> {
-    let folder = AdapterFolder::open(path)?;
-    let config = folder.config();
+fn check_existing(existing: &AnyAdapter, adapter: &Adapter, model: &ModelConfig) -> Result<(), TrainError> {
     let differs = |key: &str, recipe: String, found: String| {
         Err(TrainError::Setup(format!(
             "adapter.{key} is {recipe}, and the adapter that adapter.init_from names has {found}; set adapter.{key} = {found}"
         )))
     };
-    let adapter = &recipe.adapter;
-    if config.rank != adapter.rank {
-        return differs("rank", adapter.rank.to_string(), config.rank.to_string());
+    if existing.kind() != adapter.kind.name() {
+        let quoted = |name: &str| format!("{name:?}");
+        return differs("kind", quoted(adapter.kind.name()), quoted(existing.kind()));
     }
-    if config.alpha != adapter.alpha {
-        return differs("alpha", adapter.alpha.to_string(), config.alpha.to_string());
+    match existing {
+        AnyAdapter::Peft(folder) => {
+            let config = folder.config();
+            if config.rank != adapter.rank {
+                return differs("rank", adapter.rank.to_string(), config.rank.to_string());
+            }
+            if config.alpha != adapter.alpha {
+                return differs("alpha", adapter.alpha.to_string(), config.alpha.to_string());
+            }
+            if config.use_rslora != adapter.rslora {
+                return differs("rslora", adapter.rslora.to_string(), config.use_rslora.to_string());
+            }
+            if config.modules_to_save != adapter.modules_to_save {
+                let list = |names: &[String]| format!("{names:?}");
+                return differs(
+                    "modules_to_save",
+                    list(&adapter.modules_to_save),
+                    list(&config.modules_to_save),
+                );
+            }
+        }
+        AnyAdapter::Own(folder) => {
+            let found = folder.description();
+            if let (Some(recipe), Some(found)) = (adapter.reduction, found.reduction)
+                && recipe != found
+            {
+                return differs("reduction", recipe.to_string(), found.to_string());
+            }
+            if let (AdapterKind::Steering, Some(found)) = (adapter.kind, found.layer) {
+                let recipe = layer_of(adapter, model)?;
+                if recipe != found {
+                    return differs("layer", recipe.to_string(), found.to_string());
+                }
+            }
+            if let (Some(recipe), Some(found)) = (adapter.scale, found.scale)
+                && recipe != found
+            {
+                return differs("scale", recipe.to_string(), found.to_string());
+            }
+        }
     }
-    if config.use_rslora != adapter.rslora {
-        return differs("rslora", adapter.rslora.to_string(), config.use_rslora.to_string());
-    }
-    if config.use_dora != (adapter.kind == AdapterKind::Dora) {
-        let name = |dora: bool| if dora { "\"dora\"" } else { "\"lora\"" };
-        return differs("kind", name(!config.use_dora).into(), name(config.use_dora).into());
-    }
-    if config.modules_to_save != adapter.modules_to_save {
-        let list = |names: &[String]| format!("{names:?}");
-        return differs(
-            "modules_to_save",
-            list(&adapter.modules_to_save),
-            list(&config.modules_to_save),
-        );
-    }
-    attach_folder(model, &folder, adapter.dropout as f32, true)
+    Ok(())
 }
 
-/// A model to use, not to train: a folder or hub id, with an adapter or without.
+/// A model to use, not to train: a folder or hub id, with adapters stacked on it or without. One with a copy for each language
+/// is put on with all of them; see [`Model::adapter_languages`].
 pub fn load_for_inference(
     id_or_path: &str,
     adapters: &[PathBuf],
@@ -157,8 +305,31 @@ pub fn load_for_inference(
     let device: Device = device(wanted)?;
     let dtype = compute_dtype(dtype, folder.main_dtype(), &device);
     let mut model = load(folder.config(), &Weights::Folder(&folder), dtype, &device, &|_| false)?;
-    for adapter in adapters {
-        attach_folder(&mut model, &AdapterFolder::open(adapter)?, 0.0, false)?;
+    for (index, path) in adapters.iter().enumerate() {
+        let stands_on = Description::read(path)?.unwrap_or_default().under;
+        if !stands_on.is_empty() && index == 0 {
+            tracing::warn!(
+                "{} was trained on top of {}: put it on top of that, with an --adapter for each, in this order",
+                path.display(),
+                stands_on
+                    .iter()
+                    .map(|below| below.path.display().to_string())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            );
+        }
+        for (language, adapter) in AnyAdapter::open(path)? {
+            let copy = match &language {
+                Some(language) => format!("{index}.{language}"),
+                None => index.to_string(),
+            };
+            let placement = Placement {
+                copy: Some(&copy),
+                language: language.as_deref(),
+                ..Placement::default()
+            };
+            attach(&mut model, &adapter, placement)?;
+        }
     }
     Ok((model, folder))
 }

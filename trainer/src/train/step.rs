@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use interlingua_data::batch::MicroBatch;
+use interlingua_data::batch::{MicroBatch, Sequence};
 use interlingua_data::dataset::Dataset;
 
 use super::auxiliary::{AuxiliaryLoss, PairUnit, pool, unpool};
@@ -76,23 +76,27 @@ pub struct StepKey {
     pub step: u64,
 }
 
-/// The model's inputs for a micro-batch, with the targets of its labels.
-pub fn inputs_and_targets(model: &Model, batch: &MicroBatch) -> (Inputs, Targets) {
+/// The model's inputs for a micro-batch, with the targets of its labels. `languages`: what the batch's sequences count into.
+pub fn inputs_and_targets(model: &Model, batch: &MicroBatch, languages: &[String]) -> (Inputs, Targets) {
     let boundaries = boundaries(batch);
     let targets = Targets::of_labels(&batch.labels, &boundaries);
-    (inputs(model, batch, &boundaries), targets)
+    (inputs(model, batch, languages), targets)
 }
 
-fn inputs(model: &Model, batch: &MicroBatch, boundaries: &[usize]) -> Inputs {
+fn inputs(model: &Model, batch: &MicroBatch, languages: &[String]) -> Inputs {
     let (ids, positions) = (&batch.input_ids, &batch.position_ids);
-    Inputs::new(
+    let boundaries = boundaries(batch);
+    let inputs = Inputs::new(
         &model.config,
         ids,
         positions,
-        boundaries,
+        &boundaries,
         RopeLength::Own,
         &model.device,
-    )
+    );
+    let language = |sequence: &Sequence| languages[usize::from(sequence.language)].as_str();
+    let languages: Vec<&str> = batch.sequences.iter().map(language).collect();
+    inputs.with_languages(&languages)
 }
 
 /// The model's inputs for a micro-batch with dropout on. `samples`: one global index per sequence; the sequences of one
@@ -100,13 +104,13 @@ fn inputs(model: &Model, batch: &MicroBatch, boundaries: &[usize]) -> Inputs {
 pub fn dropout_inputs(
     model: &Model,
     batch: &MicroBatch,
-    boundaries: &[usize],
+    languages: &[String],
     key: StepKey,
     samples: &[u64],
 ) -> Inputs {
     let parts = batch.sequences.iter().map(|sequence| u64::from(sequence.part) << 48);
     let keys: Vec<u64> = samples.iter().zip(parts).map(|(sample, part)| sample ^ part).collect();
-    inputs(model, batch, boundaries).with_dropout(key.seed, key.step, &keys)
+    inputs(model, batch, languages).with_dropout(key.seed, key.step, &keys)
 }
 
 impl Losses {
@@ -175,9 +179,9 @@ impl Losses {
                 let boundaries = boundaries(batch);
                 let samples: Vec<u64> = batch.sequences.iter().map(|sequence| sequence.sample).collect();
                 let inputs = if self.dropout {
-                    dropout_inputs(model, batch, &boundaries, key, &samples)
+                    dropout_inputs(model, batch, dataset.languages(), key, &samples)
                 } else {
-                    inputs(model, batch, &boundaries)
+                    inputs(model, batch, dataset.languages())
                 };
                 let targets = self.main.targets(dataset, batch, &boundaries, on_batch.reads_options());
                 (batch, inputs, targets)

@@ -98,7 +98,7 @@ fn merged_weights_are_those_of_peft() {
                 .value
                 .clone()
                 .reshape([parameter.shape[0], parameter.shape[1]]);
-            let merged = match linear.adapter.as_ref().unwrap() {
+            let merged = match &linear.adapters[0].adapter {
                 Adapter::Lora(lora) => base + lora.delta(&model.parameters),
                 Adapter::Dora(dora) => dora.merged(base, &model.parameters),
             };

@@ -66,7 +66,7 @@ fn dataset(samples: &[TokenizedSample]) -> Dataset {
 fn recipe(main: &str, auxiliary: &str, rest: &str) -> Recipe {
     let text = format!(
         "output = \"run\"\nmodel.path = \"m\"\ndata.shuffle = false\ndata.packing = false\n{rest}\n[[data.sources]]\nname = \"pairs\"\n\
-         path = \"a.jsonl\"\nformat = \"tokens\"\n[[data.sources]]\nname = \"main\"\npath = \"b.jsonl\"\nformat = \"tokens\"\n\
+         path = \"a.jsonl\"\nformat = \"parallel\"\nuse = \"auxiliary\"\n[[data.sources]]\nname = \"main\"\npath = \"b.jsonl\"\nformat = \"tokens\"\n\
          [objective]\nkind = \"{main}\"\n[[objective.auxiliary]]\n{auxiliary}"
     );
     Recipe::parse(&text, "recipe.toml".as_ref(), &[]).unwrap()

@@ -35,6 +35,7 @@ fn adamw_steps_as_in_pytorch() {
                     value,
                     trainable: true,
                     adapter: false,
+                    frozen: false,
                 })
             })
             .collect();
