@@ -156,6 +156,22 @@ mod tests {
     }
 
     #[test]
+    fn a_value_may_be_an_inline_table() {
+        let axis = axis(r#"data.mix.ratios={ ar = 1 },{ ar = 0.5, en = 0.5 },{ en = 0.9, "*" = 0.1 }"#);
+        assert_eq!(axis.key, "data.mix.ratios");
+        assert_eq!(
+            axis.values,
+            ["{ ar = 1 }", "{ ar = 0.5, en = 0.5 }", r#"{ en = 0.9, "*" = 0.1 }"#]
+        );
+        let points = points(&[axis]);
+        let names: Vec<_> = points.iter().map(|point| point.name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["ratios=_ar_1_", "ratios=_ar_0.5_en_0.5_", "ratios=_en_0.9___0.1_"]
+        );
+    }
+
+    #[test]
     fn equal_last_parts_are_told_apart() {
         let points = points(&[axis("optimizer.kind=adamw"), axis("schedule.kind=linear")]);
         assert_eq!(points[0].name, "optimizer.kind=adamw,schedule.kind=linear");

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::objective::fill;
+
 /// Makes rows out of the groups of a source: rows of one group are translations of one another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -33,6 +35,15 @@ pub struct Build {
     /// Which language a made row counts as.
     #[serde(default)]
     pub lang: BuiltLanguage,
+}
+
+impl Build {
+    /// Fills in the numbers that the kind reads and the recipe leaves out.
+    pub(crate) fn fill_in(&mut self) {
+        let document = self.kind == BuildKind::ParallelDocument;
+        fill(&mut self.probability, self.kind == BuildKind::CrossLingualAnswer, 0.5);
+        fill(&mut self.languages_per_document, document, 0);
+    }
 }
 
 /// What is made.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::adapter::Adapter;
+use crate::build::Build;
 use crate::data::Data;
 use crate::document::{Document, LENGTHS};
 use crate::error::{Finding, Problem, RecipeError};
@@ -216,6 +217,7 @@ impl Recipe {
         for source in &mut recipe.data.sources {
             let path = source.path.paths().next().unwrap_or(Path::new(""));
             default_name(&mut source.name, path);
+            source.build.iter_mut().for_each(Build::fill_in);
         }
         for task in &mut recipe.eval.tasks {
             default_name(&mut task.name, &task.path);

@@ -30,7 +30,33 @@ const REPLAY: File = (
     "examples/replay.en.jsonl",
     include_bytes!("../examples/replay.en.jsonl"),
 );
-
+const LESSONS: File = ("examples/lessons.jsonl", include_bytes!("../examples/lessons.jsonl"));
+const PROMPTS: File = ("examples/prompts.jsonl", include_bytes!("../examples/prompts.jsonl"));
+const QUESTIONS: File = (
+    "examples/questions.jsonl",
+    include_bytes!("../examples/questions.jsonl"),
+);
+const OTHER_LANGUAGES: File = (
+    "examples/answers-in-other-languages.jsonl",
+    include_bytes!("../examples/answers-in-other-languages.jsonl"),
+);
+const QUIZ: File = ("examples/quiz.jsonl", include_bytes!("../examples/quiz.jsonl"));
+const HEALTH: File = ("examples/health.jsonl", include_bytes!("../examples/health.jsonl"));
+const ALIGNED_WORDS: File = (
+    "examples/aligned-words.jsonl",
+    include_bytes!("../examples/aligned-words.jsonl"),
+);
+const URALIC: File = ("examples/uralic.jsonl", include_bytes!("../examples/uralic.jsonl"));
+const INSTRUCTIONS: File = (
+    "examples/instructions.en.jsonl",
+    include_bytes!("../examples/instructions.en.jsonl"),
+);
+const QUICKSTART_TRAIN: File = ("quickstart/train.jsonl", include_bytes!("../quickstart/train.jsonl"));
+const QUICKSTART_SWAPPED: File = (
+    "quickstart/swapped.jsonl",
+    include_bytes!("../quickstart/swapped.jsonl"),
+);
+const QUICKSTART_LICENSES: File = ("quickstart/LICENSES.md", include_bytes!("../quickstart/LICENSES.md"));
 const BASE_CONFIG: File = (
     "quickstart/base/config.json",
     include_bytes!("../quickstart/base/config.json"),
@@ -47,27 +73,23 @@ const BASE_TOKENIZER_CONFIG: File = (
     "quickstart/base/tokenizer_config.json",
     include_bytes!("../quickstart/base/tokenizer_config.json"),
 );
-const QUICKSTART_TRAIN: File = ("quickstart/train.jsonl", include_bytes!("../quickstart/train.jsonl"));
-const QUICKSTART_SWAPPED: File = (
-    "quickstart/swapped.jsonl",
-    include_bytes!("../quickstart/swapped.jsonl"),
-);
-const QUICKSTART_LICENSES: File = ("quickstart/LICENSES.md", include_bytes!("../quickstart/LICENSES.md"));
+
+/// A recipe's own files and the quickstart's tiny base model, which it starts from or can be tried with.
+macro_rules! with_base {
+    ($($file:expr),* $(,)?) => {
+        &[$($file,)* BASE_CONFIG, BASE_WEIGHTS, BASE_TOKENIZER, BASE_TOKENIZER_CONFIG, QUICKSTART_LICENSES]
+    };
+}
 
 const SHIPPED: &[Shipped] = &[
     Shipped {
         name: "quickstart",
         summary: "Requests in ten languages become intent and slots: LoRA, a few minutes on two cores",
-        files: &[
+        files: with_base![
             ("quickstart.toml", include_bytes!("../quickstart.toml")),
-            BASE_CONFIG,
-            BASE_WEIGHTS,
-            BASE_TOKENIZER,
-            BASE_TOKENIZER_CONFIG,
             QUICKSTART_TRAIN,
             QUICKSTART_SWAPPED,
             ("quickstart/eval.jsonl", include_bytes!("../quickstart/eval.jsonl")),
-            QUICKSTART_LICENSES,
         ],
     },
     Shipped {
@@ -93,49 +115,170 @@ const SHIPPED: &[Shipped] = &[
     Shipped {
         name: "lora-sft",
         summary: "Instruction tuning with LoRA, twelve languages",
-        files: &[
+        files: with_base![
             ("lora-sft.toml", include_bytes!("../lora-sft.toml")),
             COMMIT_QUESTIONS,
             LICENSES,
-            BASE_CONFIG,
-            BASE_WEIGHTS,
-            BASE_TOKENIZER,
-            BASE_TOKENIZER_CONFIG,
         ],
     },
     Shipped {
         name: "full-finetune",
         summary: "Instruction tuning of every weight, twelve languages",
-        files: &[
+        files: with_base![
             ("full-finetune.toml", include_bytes!("../full-finetune.toml")),
             COMMIT_QUESTIONS,
             LICENSES,
-            BASE_CONFIG,
-            BASE_WEIGHTS,
-            BASE_TOKENIZER,
-            BASE_TOKENIZER_CONFIG,
         ],
     },
     Shipped {
         name: "continued-pretraining",
         summary: "Plain text in ten languages, every weight",
-        files: &[
+        files: with_base![
             (
                 "continued-pretraining.toml",
                 include_bytes!("../continued-pretraining.toml"),
             ),
             HUMAN_RIGHTS,
             LICENSES,
-            BASE_CONFIG,
-            BASE_WEIGHTS,
-            BASE_TOKENIZER,
-            BASE_TOKENIZER_CONFIG,
+        ],
+    },
+    Shipped {
+        name: "ratio-study",
+        summary: "Arabic and English at seven ratios with one number of tokens, compared by language",
+        files: with_base![
+            ("ratio-study.toml", include_bytes!("../ratio-study.toml")),
+            LESSONS,
+            COMMIT_QUESTIONS,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "curriculum",
+        summary: "Mostly English first, mostly other languages later",
+        files: with_base![
+            ("curriculum.toml", include_bytes!("../curriculum.toml")),
+            HUMAN_RIGHTS,
+            REPLAY,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "pinch",
+        summary: "Forty examples in other languages among 4,600 in English",
+        files: with_base![
+            ("pinch.toml", include_bytes!("../pinch.toml")),
+            INSTRUCTIONS,
+            LESSONS,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "temperature-sampling",
+        summary: "Languages with little text are read more often than they come",
+        files: with_base![
+            (
+                "temperature-sampling.toml",
+                include_bytes!("../temperature-sampling.toml"),
+            ),
+            URALIC,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "batch-wise-dpo",
+        summary: "DPO on batches of equivalent preferences in seven languages, English as their anchor",
+        files: with_base![
+            ("batch-wise-dpo.toml", include_bytes!("../batch-wise-dpo.toml")),
+            QUIZ,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "batch-wise-orpo",
+        summary: "ORPO on batches of equivalent preferences in seven languages, English as their anchor",
+        files: with_base![
+            ("batch-wise-orpo.toml", include_bytes!("../batch-wise-orpo.toml")),
+            QUIZ,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "cross-lingual-dpo",
+        summary: "DPO with prompts in one language and answers in another",
+        files: with_base![
+            ("cross-lingual-dpo.toml", include_bytes!("../cross-lingual-dpo.toml")),
+            OTHER_LANGUAGES,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "middle-layer",
+        summary: "A task, and in turn translations pulled together in the middle of the model",
+        files: with_base![
+            ("middle-layer.toml", include_bytes!("../middle-layer.toml")),
+            QUICKSTART_TRAIN,
+            HEALTH,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "align-after-pretrain",
+        summary: "Translations pulled together in the first block, and answers in the language asked for",
+        files: with_base![
+            (
+                "align-after-pretrain.toml",
+                include_bytes!("../align-after-pretrain.toml"),
+            ),
+            QUESTIONS,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "crossin",
+        summary: "Questions in one language answered in another, beside a task in English",
+        files: with_base![
+            ("crossin.toml", include_bytes!("../crossin.toml")),
+            INSTRUCTIONS,
+            LESSONS,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "lens",
+        summary: "Languages pulled together where they agree and moved apart where they differ",
+        files: with_base![("lens.toml", include_bytes!("../lens.toml")), PROMPTS, LICENSES],
+    },
+    Shipped {
+        name: "word-alignment",
+        summary: "Aligned words pulled together in the last layer",
+        files: with_base![
+            ("word-alignment.toml", include_bytes!("../word-alignment.toml")),
+            ALIGNED_WORDS,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "embedding-only",
+        summary: "Only the embeddings learn, from translations",
+        files: with_base![
+            ("embedding-only.toml", include_bytes!("../embedding-only.toml")),
+            HEALTH,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "goldfish",
+        summary: "One in fifty tokens carries no loss, against learning by heart",
+        files: with_base![
+            ("goldfish.toml", include_bytes!("../goldfish.toml")),
+            HUMAN_RIGHTS,
+            LICENSES,
         ],
     },
     Shipped {
         name: "branch-and-merge",
         summary: "Slices trained apart and merged, round by round, so that less is forgotten",
-        files: &[
+        files: with_base![
             ("branch-and-merge.toml", include_bytes!("../branch-and-merge.toml")),
             HUMAN_RIGHTS,
             COMMIT_QUESTIONS,
@@ -143,26 +286,16 @@ const SHIPPED: &[Shipped] = &[
             LICENSES,
             QUICKSTART_TRAIN,
             QUICKSTART_SWAPPED,
-            QUICKSTART_LICENSES,
-            BASE_CONFIG,
-            BASE_WEIGHTS,
-            BASE_TOKENIZER,
-            BASE_TOKENIZER_CONFIG,
         ],
     },
     Shipped {
         name: "merge-adapters",
-        summary: "Two adapters trained apart, on a task and on text in many languages, and merged",
-        files: &[
+        summary: "A task and an alignment of languages learnt apart, and merged",
+        files: with_base![
             ("merge-adapters.toml", include_bytes!("../merge-adapters.toml")),
-            HUMAN_RIGHTS,
+            HEALTH,
             LICENSES,
             QUICKSTART_TRAIN,
-            QUICKSTART_LICENSES,
-            BASE_CONFIG,
-            BASE_WEIGHTS,
-            BASE_TOKENIZER,
-            BASE_TOKENIZER_CONFIG,
         ],
     },
 ];

@@ -45,7 +45,6 @@ fn unknown_keys() {
 #[test]
 fn keys_and_values_of_later_versions() {
     assert_snapshot!(with("[model.quantization]\nscheme = \"nf4\""), @r#"my.toml:8: `model.quantization` is not in this version of Interlingua yet. Leave it out."#);
-    assert_snapshot!(set("adapter.kind=bottleneck"), @r#"--set adapter.kind=bottleneck: `adapter.kind` is "bottleneck", which this version of Interlingua does not have yet. Use "lora", "dora" or "none"."#);
     assert_snapshot!(set("model.device=tch"), @r#"--set model.device=tch: `model.device` is "tch", which this version of Interlingua does not have yet. Use "auto", "cpu", "cuda", or "cuda:N" with a GPU's index."#);
     assert_snapshot!(set("train.parameters=new-tokens"), @r#"--set train.parameters=new-tokens: `train.parameters` is "new-tokens", which this version of Interlingua does not have yet. Use "auto", a list of parameter names, or "re:" and a regular expression."#);
     assert_snapshot!(set("data.sources.0.format=stepwise"), @r#"--set data.sources.0.format=stepwise: `data.sources.0.format` is "stepwise", which this version of Interlingua does not have yet. Use "alpaca", "sharegpt", "messages", "prompt-completion", "text", "preference", "kto", "parallel", "choice" or "tokens"."#);

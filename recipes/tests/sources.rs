@@ -115,6 +115,9 @@ fn builders_have_documented_defaults() {
     };
     assert_eq!(recipe.data.sources[0].build, [expected]);
     assert!(recipe.data.sources[0].keep);
+    let of = |kind: &str| parse(&lines.replace("crossin", kind)).unwrap().data.sources[0].build[0].clone();
+    assert_eq!(of("cross-lingual-answer").probability, Some(0.5));
+    assert_eq!(of("parallel-document").languages_per_document, Some(0));
     let again = Recipe::parse(&recipe.to_toml().unwrap(), Path::new("/work/my.toml"), &[]).unwrap();
     assert_eq!(again, recipe);
 }

@@ -56,6 +56,97 @@ fn data_that_cannot_be_read_is_named_with_its_line() {
     );
 }
 
+/// Rows of each format that cannot be used, and the objective they are read for.
+#[test]
+fn rows_of_preferences_choices_and_parallel_texts_are_named_with_their_line() {
+    let scratch = scratch();
+    for (objective, format, row, parts) in [
+        (
+            "dpo",
+            "preference",
+            r#"{"prompt": "a", "chosen": "b", "rejected": "b"}"#,
+            ["chosen", "equal"],
+        ),
+        (
+            "kto",
+            "kto",
+            r#"{"prompt": "a", "completion": "b"}"#,
+            ["no `label`", "completion"],
+        ),
+        (
+            "sft",
+            "choice",
+            r#"{"question": "a", "choices": ["b", "c"], "answer": "D"}"#,
+            ["answer", "2 choices"],
+        ),
+        (
+            "sft",
+            "parallel",
+            r#"{"src": "a b", "tgt": "c", "src_lang": "en", "tgt_lang": "sw", "alignment": "0-0 2-0"}"#,
+            ["2-0", "`src` has 2 words"],
+        ),
+        (
+            "sft",
+            "tokens",
+            r#"{"chosen_ids": [1, 2], "rejected_ids": [1, 3]}"#,
+            ["sft", "pair"],
+        ),
+        ("dpo", "tokens", r#"{"input_ids": [1, 2]}"#, ["dpo", "chosen_ids"]),
+    ] {
+        scratch.write("rows.jsonl", format!("{row}\n"));
+        let set = [
+            "data.sources.0.path=rows.jsonl".to_owned(),
+            format!("data.sources.0.format={format}"),
+            format!("objective.kind={objective}"),
+        ];
+        let arguments: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
+        refuses(&scratch, &arguments, &["rows.jsonl:1", parts[0], parts[1]]);
+    }
+    refuses(
+        &scratch,
+        &["--set", "data.sources.0.format=preference"],
+        &["data.sources.0.format", "sft", "dpo"],
+    );
+}
+
+#[test]
+fn line_aligned_files_of_different_length_are_named_with_their_lines() {
+    let scratch = scratch();
+    scratch.write("x.en", "a\nb\n");
+    scratch.write("x.sw", "c\n");
+    let arguments = [
+        "--set",
+        "data.sources.0.path={en = 'x.en', sw = 'x.sw'}",
+        "--set",
+        "data.sources.0.format=parallel",
+    ];
+    refuses(&scratch, &arguments, &["x.en has 2 lines", "x.sw has 1"]);
+}
+
+#[test]
+fn a_builder_says_which_language_is_missing() {
+    let scratch = scratch();
+    let build = |build: &str| {
+        let set = format!("data.sources.0.build=[{build}]");
+        refuses(
+            &scratch,
+            &["--set", &set],
+            &["data.sources.0.build.0.to", "fr", "ar, en, hi, sw"],
+        );
+    };
+    build("{kind = 'translation', to = ['fr']}");
+    build("{kind = 'crossin', to = ['sw', 'fr']}");
+    let set = "data.sources.0.build=[{kind = 'crossin', to = ['sw'], count = 2}]";
+    let report = scratch
+        .run(["validate", "recipe.toml", "--json", "--samples", "6", "--set", set])
+        .succeeds()
+        .json();
+    let previews = report["stages"][0]["previews"].as_array().unwrap();
+    assert_eq!(previews.len(), 6, "{report}");
+    let described = |preview: &serde_json::Value| preview["sample"].as_str().unwrap().contains("crossin");
+    assert!(previews.iter().all(described), "{report}");
+}
+
 #[test]
 fn bad_rows_can_be_skipped_and_are_counted() {
     let scratch = scratch();

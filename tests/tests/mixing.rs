@@ -50,6 +50,44 @@ fn the_run_reaches_the_shares_that_are_asked_for() {
 }
 
 #[test]
+fn a_sweep_over_ratios_shows_the_share_of_each_language() {
+    let scratch = scratch("[data.mix]\nunit = \"samples\"");
+    let grid = "data.mix.ratios={ en = 1 },{ en = 0.5, sw = 0.5 },{ sw = 1 }";
+    let sweep = ["sweep", "recipe.toml", "--grid", grid];
+    let ran = scratch.run(sweep);
+    let table = &ran.succeeds().stdout;
+    let header = table.lines().find(|line| line.contains("point")).expect("a header");
+    let columns: Vec<&str> = header
+        .split("  ")
+        .map(str::trim)
+        .filter(|column| !column.is_empty())
+        .collect();
+    assert_eq!(
+        columns,
+        ["point", "loss", "en share", "en", "sw share", "sw"],
+        "{table}"
+    );
+    let row = |name: &str| {
+        table
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_else(|| panic!("{name}: {table}"))
+    };
+    assert_eq!(row("ratios=_en_0.5_sw_0.5_").matches("50.0 %").count(), 2, "{table}");
+    assert_eq!(row("ratios=_en_1_").matches("100.0 %").count(), 1, "{table}");
+    assert!(scratch.path("run/sweep/ratios=_sw_1_/summary.json").is_file());
+    let points = scratch.run([&sweep[..], &["--json"]].concat()).succeeds().json();
+    for point in points["points"].as_array().expect("points") {
+        let shares = &point["summary"]["shares"]["by_language"];
+        let sum: f64 = ["en", "sw"]
+            .iter()
+            .filter_map(|language| shares[language]["reached"].as_f64())
+            .sum();
+        assert!((sum - 1.0).abs() < 1e-9, "{point}");
+    }
+}
+
+#[test]
 fn without_a_mix_nothing_is_asked_and_all_is_seen_once() {
     let stage = validated(&scratch(""), &["--set", "train.steps=6"]);
     for language in ["en", "sw", "ar", "hi"] {
@@ -115,7 +153,7 @@ fn groups_without_their_anchor_are_left_out_and_counted() {
     assert!((share(&stage, "en").2 - 10.0 / 11.0).abs() < 1e-9, "{stage}");
     let ran = scratch.run(["train", "recipe.toml"]);
     assert!(ran.succeeds().stderr.contains("uses 10 of 12 groups"), "{ran:?}");
-    let parallel = ["--set", "data.parallel.anchor=fr"];
+    let parallel = ["--set", "data.parallel.anchor=fr", "--set", "output=other"];
     for command in ["validate", "train"] {
         let ran = scratch.run([&[command, "recipe.toml"], &parallel[..]].concat());
         ran.refuses(2, &["data.parallel", "12 of 12 groups lack the anchor fr"]);

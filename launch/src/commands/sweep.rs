@@ -129,11 +129,37 @@ fn loss(row: &Row, language: Option<&str>) -> f64 {
     loss.filter(|loss| loss.is_finite()).unwrap_or(f64::INFINITY)
 }
 
-/// A row for each point, the lowest loss first, with a column for each language.
+/// The share of the run that the recipe of a point asks for in a language, and the share that it has.
+fn share(row: &Row, language: &str) -> (Option<f64>, Option<f64>) {
+    let shares = row.summary.as_ref().map(|summary| &summary.shares.languages);
+    let share = shares.and_then(|shares| shares.get(language));
+    (share.and_then(|share| share.asked), share.map(|share| share.reached))
+}
+
+/// Whether the points ask for different shares of a language.
+fn share_varies(rows: &[Row], language: &str) -> bool {
+    let mut asked = rows
+        .iter()
+        .filter(|row| row.summary.is_some())
+        .map(|row| share(row, language).0);
+    let first = asked.next();
+    asked.any(|share| Some(share) != first)
+}
+
+/// A row for each point, the lowest loss first, with a column for the loss of each language, and one before it for the share that the
+/// run has of the language, where that is what the points differ in.
 fn render(rows: &[Row]) -> String {
     let summaries = rows.iter().filter_map(|row| row.summary.as_ref());
     let languages: BTreeSet<&str> = summaries.flat_map(|summary| losses(summary).1.into_keys()).collect();
-    let mut table = Table::new(["point", "loss"].into_iter().chain(languages.iter().copied()));
+    let languages: Vec<(&str, bool)> = languages
+        .into_iter()
+        .map(|language| (language, share_varies(rows, language)))
+        .collect();
+    let headers = languages.iter().flat_map(|&(language, varies)| {
+        let share = varies.then(|| format!("{language} share"));
+        share.into_iter().chain([language.to_owned()])
+    });
+    let mut table = Table::new(["point", "loss"].map(str::to_owned).into_iter().chain(headers));
     for row in rows {
         let number = |language| table::decimal(Some(loss(row, language)).filter(|loss| loss.is_finite()));
         let name = if row.outcome == Outcome::Stopped {
@@ -141,8 +167,11 @@ fn render(rows: &[Row]) -> String {
         } else {
             row.point.name.clone()
         };
-        let losses = languages.iter().map(|language| number(Some(*language)));
-        table.row([name, number(None)].into_iter().chain(losses));
+        let cells = languages.iter().flat_map(|&(language, varies)| {
+            let share = varies.then(|| table::percent(share(row, language).1));
+            share.into_iter().chain([number(Some(language))])
+        });
+        table.row([name, number(None)].into_iter().chain(cells));
     }
     table.render()
 }

@@ -10,6 +10,7 @@ use crate::models::Model;
 use crate::objectives::goldfish;
 use crate::objectives::kto::{Kto, mismatched};
 use crate::objectives::preference::{Pair, PairObjective};
+use crate::objectives::sft;
 
 /// The main loss of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -166,7 +167,7 @@ impl MainLoss {
         if self == Self::None {
             return vec![0.0; targets.len()];
         }
-        let factor = (weight / totals.tokens.max(1) as f64) as f32;
+        let factor = sft::factor(weight, totals.tokens);
         let learns: Vec<bool> = (0..batch.sequences.len())
             .map(|sequence| self.learns(dataset, batch, sequence))
             .collect();

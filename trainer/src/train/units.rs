@@ -101,8 +101,9 @@ impl Units {
             return main_steps;
         }
         let wanted = main_steps * self.micro_steps;
-        let whole = wanted / per_period;
-        let left = wanted % per_period;
+        // Whole periods before the one in which the last wanted micro-step lies.
+        let whole = wanted.saturating_sub(1) / per_period;
+        let left = wanted - whole * per_period;
         let rest = self.before.iter().position(|before| *before >= left).unwrap_or(0) as u64;
         (whole * period + rest).div_ceil(self.micro_steps)
     }

@@ -64,9 +64,13 @@ fn dataset(samples: &[TokenizedSample]) -> Dataset {
 
 /// A recipe with an auxiliary loss, on top of `main`.
 fn recipe(main: &str, auxiliary: &str, rest: &str) -> Recipe {
+    let source = if auxiliary.contains("source =") {
+        "[[data.sources]]\nname = \"pairs\"\npath = \"a.jsonl\"\nformat = \"parallel\"\nuse = \"auxiliary\"\n"
+    } else {
+        ""
+    };
     let text = format!(
-        "output = \"run\"\nmodel.path = \"m\"\ndata.shuffle = false\ndata.packing = false\n{rest}\n[[data.sources]]\nname = \"pairs\"\n\
-         path = \"a.jsonl\"\nformat = \"parallel\"\nuse = \"auxiliary\"\n[[data.sources]]\nname = \"main\"\npath = \"b.jsonl\"\nformat = \"tokens\"\n\
+        "output = \"run\"\nmodel.path = \"m\"\ndata.shuffle = false\ndata.packing = false\n{rest}\n{source}[[data.sources]]\nname = \"main\"\npath = \"b.jsonl\"\nformat = \"tokens\"\n\
          [objective]\nkind = \"{main}\"\n[[objective.auxiliary]]\n{auxiliary}"
     );
     Recipe::parse(&text, "recipe.toml".as_ref(), &[]).unwrap()
