@@ -120,7 +120,7 @@ fn line_aligned_files_of_different_length_are_named_with_their_lines() {
         "--set",
         "data.sources.0.format=parallel",
     ];
-    refuses(&scratch, &arguments, &["x.en has 2 lines", "x.sw has 1"]);
+    refuses(&scratch, &arguments, &["x.sw has 1 lines", "x.en has 2."]);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_builder_says_which_language_is_missing() {
     };
     build("{kind = 'translation', to = ['fr']}");
     build("{kind = 'crossin', to = ['sw', 'fr']}");
-    let set = "data.sources.0.build=[{kind = 'crossin', to = ['sw'], count = 2}]";
+    let set = "data.sources.0.build=[{kind = 'crossin', to = ['sw'], count = 3}]";
     let report = scratch
         .run(["validate", "recipe.toml", "--json", "--samples", "6", "--set", set])
         .succeeds()
