@@ -129,8 +129,8 @@ fn a_stopped_run_goes_on_to_the_same_bytes_also_from_the_cache_of_its_reference(
         );
         assert_eq!(one, other);
         if initial {
-            // Policy and reference begin as one.
-            assert!((one[0] - std::f64::consts::LN_2).abs() < 0.05, "{one:?}");
+            // Policy and reference begin as one, but for the dropout.
+            assert!((one[0] - std::f64::consts::LN_2).abs() < 0.2, "{one:?}");
         }
         let heldout = rows(&scratch.path("whole"), "eval");
         let measured = &heldout.last().unwrap()["mean"];

@@ -306,14 +306,13 @@ fn rows_per_step(recipe: &Recipe, world: usize) -> u64 {
     (recipe.train.batch_size * recipe.train.gradient_accumulation * world) as u64
 }
 
-/// How a recipe's samples become rows. Samples of several sequences, such as preference pairs, are never packed: then each row is
-/// one sample.
+/// How a recipe's samples become rows. Preferences, and samples of several sequences, are never packed: then each row is one sample.
 fn layout(recipe: &Recipe, dataset: &Dataset) -> Layout {
     let several = |sample| dataset.parts(sample).nth(1).is_some();
     Layout {
         seed: recipe.seed,
         shuffle: recipe.data.shuffle,
-        packing: recipe.data.packing && !(0..dataset.len()).any(several),
+        packing: recipe.data.packing && !recipe.objective.kind.is_preference() && !(0..dataset.len()).any(several),
         max_length: recipe.data.max_length,
     }
 }
