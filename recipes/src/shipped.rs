@@ -22,6 +22,10 @@ const COMMIT_QUESTIONS: File = (
     "examples/commit-questions.jsonl",
     include_bytes!("../examples/commit-questions.jsonl"),
 );
+const COMMIT_QUESTIONS_ENGLISH: File = (
+    "examples/commit-questions.en.jsonl",
+    include_bytes!("../examples/commit-questions.en.jsonl"),
+);
 const HUMAN_RIGHTS: File = (
     "examples/human-rights.jsonl",
     include_bytes!("../examples/human-rights.jsonl"),
@@ -296,6 +300,24 @@ const SHIPPED: &[Shipped] = &[
             HEALTH,
             LICENSES,
             QUICKSTART_TRAIN,
+        ],
+    },
+    Shipped {
+        name: "language-task-adapters",
+        summary: "An adapter for each language from plain text, and an English task adapter on top (MAD-X)",
+        files: &[
+            (
+                "language-task-adapters.toml",
+                include_bytes!("../language-task-adapters.toml"),
+            ),
+            HUMAN_RIGHTS,
+            COMMIT_QUESTIONS,
+            COMMIT_QUESTIONS_ENGLISH,
+            LICENSES,
+            BASE_CONFIG,
+            BASE_WEIGHTS,
+            BASE_TOKENIZER,
+            BASE_TOKENIZER_CONFIG,
         ],
     },
 ];

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use interlingua_recipes::{
-    AdapterKind, Device, Format, Length, Parameters, Recipe, ScheduleKind, Source, SourcePath, Stage, Targets,
-    json_schema, shipped,
+    AdapterKind, Device, Fit, Format, Layer, Length, Parameters, Recipe, Route, ScheduleKind, Source, SourcePath,
+    Stage, Targets, Under, json_schema, shipped,
 };
 use proptest::prelude::*;
 
@@ -251,6 +251,32 @@ fn a_run_may_be_resumed_with_other_lengths_and_nothing_else() {
 }
 
 #[test]
+fn an_adapter_on_top_of_others_is_a_new_one() {
+    let stages = "[adapter]\nkind = \"steering\"\n[[stage]]\nname = \"a\"\n[[stage]]\nname = \"b\"\n[stage.adapter]\n\
+                  kind = \"lora\"\nunder = [{ path = \"a/adapter\", lang = \"sw\" }]\n";
+    let recipe = parse(&format!("{SMALL}{stages}"), &[]);
+    let stages = recipe.stages().unwrap();
+    let (first, second) = (&stages[0].adapter, &stages[1].adapter);
+    assert_eq!(
+        (first.layer, first.scale, first.fit),
+        (Some(Layer::Middle), Some(1.0), Some(Fit::Learned))
+    );
+    assert_eq!(
+        (second.kind, second.layer, &second.init_from),
+        (AdapterKind::Lora, None, &None)
+    );
+    assert!(second.under[0].path.is_absolute() && second.under[0].path.ends_with("a/adapter"));
+}
+
+#[test]
+fn a_vector_in_closed_form_takes_no_steps() {
+    let adapter = "[adapter]\nkind = \"steering\"\nfit = \"closed-form\"\nsource = \"rows\"\n";
+    let recipe = parse(&format!("{SMALL}{adapter}"), &["data.sources.0.name=rows"]);
+    assert_eq!(recipe.train.length(), Length::Steps(0));
+    assert_eq!(recipe.adapter.anchor.as_deref(), Some("en"));
+}
+
+#[test]
 fn shipped_recipes_load_and_satisfy_the_schema() {
     let schema = json_schema();
     let validator = jsonschema::validator_for(&schema).unwrap();
@@ -331,7 +357,15 @@ prop_compose! {
         ],
         learning_rate in 0.0..1.0_f64,
         eps in 1e-300..1.0_f64,
-        kind in prop_oneof![Just(AdapterKind::Lora), Just(AdapterKind::Dora), Just(AdapterKind::None)],
+        kind in prop_oneof![
+            Just(AdapterKind::Lora),
+            Just(AdapterKind::Dora),
+            Just(AdapterKind::Bottleneck),
+            Just(AdapterKind::Steering),
+            Just(AdapterKind::None),
+        ],
+        route in prop_oneof![Just(Route::None), Just(Route::Language)],
+        under in prop::collection::vec(prop::option::of(Just("sw".to_owned())), 0..3),
         length in prop_oneof![
             (1..u64::from(u32::MAX)).prop_map(Length::Steps),
             (1..u64::from(u32::MAX)).prop_map(Length::Tokens),
@@ -347,6 +381,15 @@ prop_compose! {
             names.into_iter().map(|name| Source { name, fields: fields.clone(), ..source.clone() }).collect();
         recipe.adapter.targets = targets;
         recipe.adapter.kind = kind;
+        if kind != AdapterKind::None {
+            recipe.adapter.route = route;
+            recipe.adapter.under = under.into_iter().map(|lang| Under { path: "/a/b".into(), lang }).collect();
+        }
+        recipe.adapter.reduction = (kind == AdapterKind::Bottleneck).then_some(16);
+        if kind == AdapterKind::Steering {
+            recipe.adapter.layer = Some(Layer::Number(3));
+            (recipe.adapter.scale, recipe.adapter.fit) = (Some(0.5), Some(Fit::Learned));
+        }
         recipe.optimizer.learning_rate = learning_rate;
         recipe.optimizer.eps = eps;
         recipe.model.device = device;

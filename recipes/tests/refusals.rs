@@ -51,6 +51,30 @@ fn keys_and_values_of_later_versions() {
 }
 
 #[test]
+fn adapters() {
+    assert_snapshot!(set("adapter.kind=ia3"), @r#"--set adapter.kind=ia3: `adapter.kind` is "ia3", but must be "lora", "dora", "bottleneck", "steering" or "none"."#);
+    assert_snapshot!(set("adapter.layer=3"), @r#"--set adapter.layer=3: `adapter.layer` is not read by "lora". Leave it out. It reads none."#);
+    assert_snapshot!(set("adapter.reduction=2"), @r#"--set adapter.reduction=2: `adapter.reduction` is not read by "lora". Leave it out. It reads none."#);
+    assert_snapshot!(with("[adapter]\nkind = \"bottleneck\"\nlayer = 3"), @r#"my.toml:10: `adapter.layer` is not read by "bottleneck". Leave it out. It reads reduction."#);
+    assert_snapshot!(with("[adapter]\nkind = \"steering\"\nlayer = 0"), @r#"my.toml:10: `adapter.layer` is 0, the embedding's output. A vector is added to the output of a block: write 1 or more."#);
+    assert_snapshot!(with("[adapter]\nkind = \"steering\"\nlayer = \"first\""), @r#"my.toml:10: `adapter.layer` is "first", but must be "middle", "last", or N as in hidden_states.N."#);
+    assert_snapshot!(with("[adapter]\nkind = \"steering\"\nsource = \"rows\""), @r#"my.toml:10: `adapter.source` is read with fit = "closed-form" only. Set adapter.fit, or leave it out."#);
+    assert_snapshot!(with("[adapter]\nkind = \"steering\"\nfit = \"closed-form\""), @r#"my.toml:8: `adapter.source` is missing. fit = "closed-form" reads a source of translations: name one of data.sources."#);
+    assert_snapshot!(with("[adapter]\nkind = \"steering\"\nfit = \"closed-form\"\nsource = \"row\"\nanchor = \"english\""), @r#"my.toml:11: `adapter.source` is "row", which is no source. The sources are rows."#);
+    assert_snapshot!(with("[train]\nsteps = 5\n[adapter]\nkind = \"steering\"\nfit = \"closed-form\"\nsource = \"rows\""), @r#"my.toml:12: `adapter.fit` is "closed-form", which leaves nothing to train. Leave out train.steps, train.epochs and train.tokens."#);
+    assert_snapshot!(with("[train]\nsteps = 0"), @r#"my.toml:9: `train.steps` is 0, so nothing would be trained. Write 1 or more."#);
+    assert_snapshot!(with("[adapter]\nroute = \"language\"\nmodules_to_save = [\"lm_head\"]"), @r#"my.toml:10: `adapter.modules_to_save` trains modules that all languages share, while each language has an adapter folder of its own. Leave it out, or select them with train.parameters."#);
+    assert_snapshot!(with("[adapter]\nkind = \"steering\"\nmodules_to_save = [\"lm_head\"]"), @r#"my.toml:10: `adapter.modules_to_save` belongs to lora and dora. Leave it out, or select them with train.parameters."#);
+    assert_snapshot!(with("[adapter]\nroute = \"source\""), @r#"my.toml:9: `adapter.route` is "source", but must be "none" or "language"."#);
+    assert_snapshot!(with("[[adapter.under]]\nlang = \"sw\""), @r#"my.toml:8: `adapter.under.0.path` is missing. Write `path = …` with a text that is not empty."#);
+    assert_snapshot!(with("[[adapter.under]]\npath = \"a\"\nlang = \"sw_KE\""), @r#"my.toml:10: `adapter.under.0.lang` is "sw_KE", which is not a well-formed BCP-47 language tag. Write "sw-KE"."#);
+    assert_snapshot!(with("[adapter]\nkind = \"none\"\nroute = \"language\"\n[[adapter.under]]\npath = \"a\""), @r#"
+    my.toml:10: `adapter.route` asks for an adapter for each language, but `adapter.kind` is "none". Set the kind, or leave it out.
+    my.toml:11: `adapter.under` names adapters below the trained one, but `adapter.kind` is "none". Set the kind, or leave it out.
+    "#);
+}
+
+#[test]
 fn wrong_types() {
     assert_snapshot!(with("[adapter]\nrank = \"8\""), @r#"my.toml:9: `adapter.rank` is "8", but must be a whole number of at least 1. Write 8 without quotes."#);
     assert_snapshot!(with("[adapter]\nrank = 8.0"), @r#"my.toml:9: `adapter.rank` is 8.0, but must be a whole number of at least 1. Write 8."#);

@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use interlingua_recipes::{Mix, MixUnit};
 
-use super::Layout;
 use super::classes::Classes;
 use super::curriculum::Curriculum;
 use super::fair::Credits;
+use super::{COUNTED_ROWS, Layout, MEASURED_ROWS, estimate};
 
 use super::shares::{Share, Shares, units};
 use crate::dataset::Dataset;
@@ -137,17 +137,19 @@ impl Mixture {
     }
 
     fn rows_for(&self, wanted: u64, of: &[u32]) -> u64 {
-        let mut sum = 0;
-        let rows = self.all_rows().take_while(|row| {
-            let short = sum < wanted;
-            sum += row
-                .samples
-                .iter()
-                .map(|&sample| u64::from(of[sample as usize]))
-                .sum::<u64>();
-            short
-        });
-        rows.count() as u64
+        let (mut sum, mut counted) = (0, 0);
+        for row in self.all_rows() {
+            if sum >= wanted {
+                return counted;
+            }
+            if counted == COUNTED_ROWS {
+                return estimate(wanted, sum, counted);
+            }
+            let samples = row.samples.iter();
+            sum += samples.map(|&sample| u64::from(of[sample as usize])).sum::<u64>();
+            counted += 1;
+        }
+        counted
     }
 
     /// Asked shares at the last of so many rows, and those reached since the start of the phase that it is in.
@@ -183,6 +185,38 @@ impl Mixture {
         Shares {
             by: course.classes.names.iter().cloned().zip(shares).collect(),
         }
+    }
+
+    /// Draws of each sample, and the mean of the asked shares, that a run of so many rows is expected to have.
+    pub(super) fn expected(&self, rows: u64) -> (Vec<f64>, Vec<(String, f64)>) {
+        let course = &self.course;
+        let units_of = |samples: &[u32]| -> u64 {
+            let units = samples.iter().map(|&sample| u64::from(course.units[sample as usize]));
+            units.sum()
+        };
+        let measured: u64 = self
+            .all_rows()
+            .take(MEASURED_ROWS)
+            .map(|row| units_of(&row.samples))
+            .sum();
+        let all = measured as f64 / MEASURED_ROWS as f64 * rows as f64;
+        let mut means = vec![0.0; course.classes.names.len()];
+        let mut shares = Vec::new();
+        for point in 0..MEASURED_ROWS {
+            let progress = (point as f64 + 0.5) / MEASURED_ROWS as f64;
+            course
+                .curriculum
+                .shares(course.curriculum.phase(progress), progress, &mut shares);
+            for (mean, share) in means.iter_mut().zip(&shares) {
+                *mean += share / MEASURED_ROWS as f64;
+            }
+        }
+        let mut draws = vec![0.0; course.lengths.len()];
+        for (samples, mean) in course.classes.samples.iter().zip(&means) {
+            let epochs = mean * all / units_of(samples).max(1) as f64;
+            samples.iter().for_each(|&sample| draws[sample as usize] = epochs);
+        }
+        (draws, course.classes.names.iter().cloned().zip(means).collect())
     }
 
     /// The mean of the asked shares over rows, weighted by their units, by class.
@@ -565,5 +599,32 @@ mod tests {
                 prop_assert!(row.len() == 1 || row.iter().map(|&sample| data.length(sample as usize)).sum::<usize>() <= 32);
             }
         }
+    }
+
+    #[test]
+    fn what_a_very_long_run_reads_is_estimated() {
+        let data = dataset(&samples(&[(0, 5), (1, 5)]));
+        let mut asked = mix([0.2, 0.8, 0.0, 0.0], MixUnit::Tokens);
+        asked.schedule = vec![MixPhase {
+            from: 0.5,
+            ramp: 0.0,
+            ratios: [("ar".to_owned(), 0.6), ("en".to_owned(), 0.4)].into(),
+        }];
+        let mut recipe = recipe(asked, None, true, false, (8, 4));
+        (recipe.train.epochs, recipe.train.tokens) = (None, Some(1_000_000_000_000));
+        let (order, steps) = Order::for_recipe(&recipe, &data, 1).unwrap();
+        // Rows of six tokens as a mean, 32 in a step.
+        let expected = 1e12 / 6.0 / 32.0;
+        assert!(
+            (steps as f64 / expected - 1.0).abs() < 1e-3,
+            "{steps} steps, expected {expected}"
+        );
+        let plan = order.plan_shares(&data, steps, 1);
+        let ar = plan.languages["ar"];
+        assert!(
+            (ar.asked.unwrap() - 0.4).abs() < 1e-3 && (ar.reached - 0.4).abs() < 1e-3,
+            "{ar:?}"
+        );
+        assert!((ar.epochs / (0.4 * 1e12 / 12.0) - 1.0).abs() < 1e-2, "{ar:?}");
     }
 }

@@ -33,6 +33,9 @@ use passes::Passes;
 
 pub use shares::{Plan, Planned, Share, Shares};
 
+/// Rows, or steps of groups, up to which what a run reads is counted one by one; longer runs are estimated from the part.
+const COUNTED_ROWS: u64 = 1 << 18;
+
 /// Rows of a mixture that its fill rate is measured on.
 const MEASURED_ROWS: usize = 4096;
 
@@ -162,21 +165,24 @@ impl Order {
         }
     }
 
-    /// What a run of so many steps reads of each language and source.
+    /// What a run of so many steps reads of each language and source. Of a run too long to be counted row by row, what it is
+    /// expected to read.
     pub fn plan_shares(&self, dataset: &Dataset, total_steps: u64, world: usize) -> Plan {
         let rows = total_steps * self.rows_per_step(world);
-        let mut draws = vec![0; dataset.len()];
+        let mut draws = vec![0.0; dataset.len()];
         let mut asked = Vec::new();
         match &self.arrangement {
             Arrangement::Passes(passes) => draws = passes.draws(rows),
+            Arrangement::Mixture(mixture) if rows > COUNTED_ROWS => (draws, asked) = mixture.expected(rows),
             Arrangement::Mixture(mixture) => {
                 let rows = mixture.all_rows().take(usize::try_from(rows).unwrap_or(usize::MAX));
-                let counted = rows.inspect(|row| row.samples.iter().for_each(|&sample| draws[sample as usize] += 1));
+                let counted = rows.inspect(|row| row.samples.iter().for_each(|&sample| draws[sample as usize] += 1.0));
                 asked = mixture.mean_asked(counted);
             }
             Arrangement::Groups(groups) => {
-                let rows = (0..total_steps).flat_map(|step| groups.step(step));
-                rows.for_each(|sample| draws[sample as usize] += 1);
+                let counted = total_steps.min(COUNTED_ROWS);
+                let rows = (0..counted).flat_map(|step| groups.step(step));
+                rows.for_each(|sample| draws[sample as usize] += total_steps as f64 / counted as f64);
             }
         }
         let mut plan = shares::plan(dataset, &draws, self.unit);
@@ -289,6 +295,11 @@ fn groups_of(
         }
     };
     Ok((Arrangement::Groups(groups), steps))
+}
+
+/// How many rows, or steps, hold so many tokens or units, when `counted` of them hold `read`.
+fn estimate(wanted: u64, read: u64, counted: u64) -> u64 {
+    (wanted as f64 * counted as f64 / read.max(1) as f64).ceil() as u64
 }
 
 fn rows_per_step(recipe: &Recipe, world: usize) -> u64 {

@@ -7,14 +7,16 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Layout;
 use super::epochs::Epochs;
+use super::{Layout, estimate};
 use crate::dataset::Dataset;
 use crate::packing::{Rows, pack};
 use crate::permutation::permutation;
 
 /// Samples that are packed together: large enough for rows of 99 % and more, small enough to pack in milliseconds.
 const WINDOW: usize = 8192;
+/// Epochs up to which rows are counted one by one; longer runs are estimated from so many.
+const COUNTED_EPOCHS: u64 = 1 << 10;
 
 /// All samples, over and over.
 #[derive(Debug)]
@@ -70,6 +72,9 @@ impl Passes {
             return 1;
         }
         let whole = tokens / per_epoch;
+        if whole > COUNTED_EPOCHS && !self.even() {
+            return estimate(tokens, COUNTED_EPOCHS * per_epoch, self.start_of(COUNTED_EPOCHS));
+        }
         let mut left = tokens % per_epoch;
         let mut rows = self.start_of(whole);
         for row in self.epoch(whole).iter() {
@@ -96,16 +101,21 @@ impl Passes {
     }
 
     /// How often each sample is drawn in so many rows.
-    pub(super) fn draws(&self, rows: u64) -> Vec<u32> {
+    pub(super) fn draws(&self, rows: u64) -> Vec<f64> {
         if self.lengths.is_empty() {
             return Vec::new();
         }
+        let first = self.epoch(0).len() as u64;
+        if !self.even() && rows / first.max(1) > COUNTED_EPOCHS {
+            let epochs = rows as f64 * COUNTED_EPOCHS as f64 / self.start_of(COUNTED_EPOCHS) as f64;
+            return vec![epochs; self.lengths.len()];
+        }
         let (epoch, row) = self.locate(rows.min(self.end.unwrap_or(u64::MAX)));
-        let mut draws = vec![epoch as u32; self.lengths.len()];
+        let mut draws = vec![epoch as f64; self.lengths.len()];
         if row > 0 {
             let last = self.epoch(epoch);
             for &sample in last.iter().take(row).flatten() {
-                draws[sample as usize] += 1;
+                draws[sample as usize] += 1.0;
             }
         }
         draws

@@ -54,8 +54,8 @@ pub(super) fn units(dataset: &Dataset, sample: usize, unit: MixUnit) -> u64 {
     }
 }
 
-/// What comes of drawing each sample so often.
-pub(super) fn plan(dataset: &Dataset, draws: &[u32], unit: MixUnit) -> Plan {
+/// What comes of drawing each sample so often; parts of draws where a long run is estimated.
+pub(super) fn plan(dataset: &Dataset, draws: &[f64], unit: MixUnit) -> Plan {
     let languages = tally(dataset, draws, unit, |sample| {
         dataset.languages()[usize::from(dataset.language(sample))].as_str()
     });
@@ -65,25 +65,25 @@ pub(super) fn plan(dataset: &Dataset, draws: &[u32], unit: MixUnit) -> Plan {
 
 fn tally<'a>(
     dataset: &Dataset,
-    draws: &[u32],
+    draws: &[f64],
     unit: MixUnit,
     class: impl Fn(usize) -> &'a str,
 ) -> BTreeMap<String, Planned> {
     /// Samples, draws and units drawn of one class.
     #[derive(Default)]
-    struct Sums(u64, u64, u64);
+    struct Sums(u64, f64, f64);
     let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
     for (sample, &draws) in draws.iter().enumerate() {
         let sums = sums.entry(class(sample)).or_default();
         sums.0 += 1;
-        sums.1 += u64::from(draws);
-        sums.2 += u64::from(draws) * units(dataset, sample, unit);
+        sums.1 += draws;
+        sums.2 += draws * units(dataset, sample, unit) as f64;
     }
-    let all: u64 = sums.values().map(|sums| sums.2).sum();
+    let all: f64 = sums.values().map(|sums| sums.2).sum();
     let planned = |sums: Sums| Planned {
         asked: None,
-        reached: sums.2 as f64 / all.max(1) as f64,
-        epochs: sums.1 as f64 / sums.0 as f64,
+        reached: sums.2 / all.max(f64::MIN_POSITIVE),
+        epochs: sums.1 / sums.0 as f64,
     };
     sums.into_iter()
         .map(|(name, sums)| (name.to_owned(), planned(sums)))

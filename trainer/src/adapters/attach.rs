@@ -112,7 +112,7 @@ impl Placing<'_> {
     }
 }
 
-/// Puts the adapter of a folder in PEFT's layout on top of what is on the model, for all rows.
+/// Puts the adapter of a folder in PEFT's layout on a model that has none, for all rows; [`attach`] makes stacks.
 pub fn attach_folder(
     model: &mut Model,
     folder: &AdapterFolder,

@@ -8,3 +8,4 @@ mod fixtures;
 mod models;
 mod objectives;
 mod optimizers;
+mod stacks;
