@@ -139,7 +139,7 @@ fn first_steps_are_those_of_pytorch() {
         count += 1;
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
-    assert_eq!(count, 20);
+    assert_eq!(count, 22);
 }
 
 /// A longer run of a case.
