@@ -173,9 +173,15 @@ fn adapter_config(recipe: &Recipe, model: &Model, language: Option<&str>) -> Res
 /// The model card of an adapter, or of a language's copy: base, what it stands on, data, languages with their shares and scores.
 fn readme(recipe: &Recipe, summary: &Summary, language: Option<&str>) -> String {
     let total: u64 = summary.by_language.values().map(|loss| loss.tokens).sum();
-    let languages: Vec<&str> = summary.by_language.keys().map(String::as_str).collect();
+    let languages: Vec<&str> = match language {
+        Some(language) => vec![language],
+        None => summary.by_language.keys().map(String::as_str).collect(),
+    };
     let mut text = String::from("---\nlibrary_name: peft\n");
-    text.push_str(&format!("base_model: {}\nlanguage:\n", recipe.model.path));
+    text.push_str(&format!("base_model: {}\n", recipe.model.path));
+    if !languages.is_empty() {
+        text.push_str("language:\n");
+    }
     languages
         .iter()
         .for_each(|language| text.push_str(&format!("- {language}\n")));
