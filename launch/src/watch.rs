@@ -75,13 +75,15 @@ impl<'a> Watch<'a> {
         self.finish();
         (self.total_steps, self.first_step, self.started) = (started.total_steps, started.step, Instant::now());
         tracing::info!(
-            "{}training {} of {} parameters on {}: steps {} to {}, {} samples, {} held out, rows {} full",
+            "{}training {} of {} parameters on {}: {}, {} samples, {} held out, rows {} full",
             self.label,
             table::count(started.trainable_parameters),
             table::count(started.parameters),
             started.device,
-            started.step + 1,
-            started.total_steps,
+            match started.total_steps {
+                0 => "no steps".to_owned(),
+                total => format!("steps {} to {total}", started.step + 1),
+            },
             table::count(started.samples.0),
             table::count(started.samples.1),
             table::percent(Some(started.fill_rate)),

@@ -253,6 +253,11 @@ const SHIPPED: &[Shipped] = &[
         files: with_base![("lens.toml", include_bytes!("../lens.toml")), PROMPTS, LICENSES],
     },
     Shipped {
+        name: "steering",
+        summary: "A vector for each language, added in the middle of the model",
+        files: with_base![("steering.toml", include_bytes!("../steering.toml")), HEALTH, LICENSES],
+    },
+    Shipped {
         name: "word-alignment",
         summary: "Aligned words pulled together in the last layer",
         files: with_base![
