@@ -1,11 +1,11 @@
 //! Which samples each step sees: a pure function of recipe and dataset, without any iterator state.
 //!
-//! Training reads an endless stream of rows: all samples once per epoch ([`passes`]), or drawn so that languages have the shares that
-//! `[data.mix]` asks for ([`mixture`]). With `B = batch_size × gradient_accumulation × world`, step `s` reads the rows
+//! Training reads an endless stream of rows: all samples once per epoch (`passes`), or drawn so that languages have the shares that
+//! `[data.mix]` asks for (`mixture`). With `B = batch_size × gradient_accumulation × world`, step `s` reads the rows
 //! `s·B .. (s + 1)·B`, and micro-batch `m` of rank `r` the `batch_size` rows from `(m·world + r)·batch_size` on. So
 //! (batch 8, accumulation 1), (1, 8) and two ranks of batch 4 see the same rows in a step.
 //!
-//! With `[data.parallel]` a step reads whole groups of translations ([`groups`]). Its rows are dealt to micro-batches and ranks in the
+//! With `[data.parallel]` a step reads whole groups of translations (`groups`). Its rows are dealt to micro-batches and ranks in the
 //! same way, as many micro-batches as they need.
 
 mod classes;
