@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
 use interlingua_tests::adapter_run::{arguments, write};
 use interlingua_tests::binary::{Scratch, workspace};
@@ -247,7 +248,9 @@ fn a_killed_run_with_copies_ends_with_the_same_bytes() {
     whole.run(arguments(&settings)).succeeds();
     let duration = start.elapsed();
     for share in [0.4, 0.5, 0.3] {
-        let mut child = killed.command(arguments(&settings)).spawn().unwrap();
+        let mut command = killed.command(arguments(&settings));
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
         std::thread::sleep(duration.mul_f64(share));
         child.kill().unwrap();
         child.wait().unwrap();

@@ -1,7 +1,7 @@
 //! `interlingua train RECIPE`.
 
 use clap::Args;
-use interlingua_recipes::Recipe;
+use interlingua_recipes::{AdapterKind, Recipe, Route};
 use interlingua_trainer::train::summary::Summary;
 use interlingua_trainer::train::{Outcome, StopFlag, TrainOptions};
 use serde_json::json;
@@ -91,8 +91,17 @@ fn report(recipe: &Recipe, last: &Recipe, outcome: Outcome, watch: &Watch) -> Re
             for example in watch.examples() {
                 output::line(format!("\n{example}"))?;
             }
+            let readers = match last.adapter.kind {
+                AdapterKind::Lora | AdapterKind::Dora => "PEFT and --adapter",
+                AdapterKind::Bottleneck | AdapterKind::Steering | AdapterKind::None => "--adapter",
+            };
+            let what = match last.adapter.route {
+                Route::Language => "a folder for each language, each",
+                Route::None => "the adapter,",
+            };
+            let adapter = format!("{what} for {readers}");
             let results = [
-                ("adapter", "the adapter, for PEFT and --adapter"),
+                ("adapter", adapter.as_str()),
                 ("model", "the model, a Hugging Face folder"),
             ];
             for (name, what) in results {

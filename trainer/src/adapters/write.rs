@@ -177,7 +177,11 @@ fn readme(recipe: &Recipe, summary: &Summary, language: Option<&str>) -> String 
         Some(language) => vec![language],
         None => summary.by_language.keys().map(String::as_str).collect(),
     };
-    let mut text = String::from("---\nlibrary_name: peft\n");
+    let library = match recipe.adapter.kind {
+        AdapterKind::Lora | AdapterKind::Dora => "peft",
+        AdapterKind::Bottleneck | AdapterKind::Steering | AdapterKind::None => "interlingua",
+    };
+    let mut text = format!("---\nlibrary_name: {library}\n");
     text.push_str(&format!("base_model: {}\n", recipe.model.path));
     if !languages.is_empty() {
         text.push_str("language:\n");
