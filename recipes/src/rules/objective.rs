@@ -66,6 +66,7 @@ pub(super) fn check(recipe: &Recipe, findings: &mut Vec<Finding>) {
     for (index, auxiliary) in objective.auxiliary.iter().enumerate() {
         one_auxiliary(recipe, &format!("objective.auxiliary.{index}"), auxiliary, findings);
     }
+    pattern(recipe, findings);
     let replacing = objective.auxiliary.iter().filter(|auxiliary| auxiliary.every > 0);
     if replacing.clone().any(|auxiliary| auxiliary.every == 1) && objective.kind != ObjectiveKind::None {
         let message = "is 1, so the main loss would never be computed. Write 0 to add the loss at each step, 2 or more \
@@ -74,6 +75,37 @@ pub(super) fn check(recipe: &Recipe, findings: &mut Vec<Finding>) {
         let index = index.unwrap_or_default();
         findings.push(Finding::at(&format!("objective.auxiliary.{index}.every"), message));
     }
+}
+
+/// Micro-steps after which alternating losses may begin their pattern anew: so many are counted beforehand.
+const LONGEST_PATTERN: u64 = 10_000_000;
+
+/// The pattern in which losses take the place of the main one is counted beforehand, so it must not be too long.
+fn pattern(recipe: &Recipe, findings: &mut Vec<Finding>) {
+    let micro_steps = recipe.train.gradient_accumulation as u64;
+    let mut period = Some(micro_steps);
+    for (index, auxiliary) in recipe.objective.auxiliary.iter().enumerate() {
+        let own = match auxiliary.unit {
+            EveryUnit::Step => auxiliary.every.max(1).checked_mul(micro_steps),
+            EveryUnit::MicroStep => Some(auxiliary.every.max(1)),
+        };
+        period = period
+            .zip(own)
+            .and_then(|(one, other)| (one / divisor(one, other)).checked_mul(other));
+        if period.is_none_or(|period| period > LONGEST_PATTERN) {
+            let message = format!(
+                "is {}, so that losses take turns in a pattern of more than {LONGEST_PATTERN} micro-steps. Write a smaller \
+                 number.",
+                auxiliary.every
+            );
+            return findings.push(Finding::at(&format!("objective.auxiliary.{index}.every"), &message));
+        }
+    }
+}
+
+/// The greatest common divisor.
+fn divisor(one: u64, other: u64) -> u64 {
+    if other == 0 { one } else { divisor(other, one % other) }
 }
 
 fn one_auxiliary(recipe: &Recipe, key: &str, auxiliary: &Auxiliary, findings: &mut Vec<Finding>) {

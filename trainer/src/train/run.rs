@@ -12,7 +12,7 @@ use interlingua_data::report::Report;
 use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::{AuxiliaryKind, Recipe, Recompute};
 
-use super::auxiliary::AuxiliaryLoss;
+use super::auxiliary::{AuxiliaryLoss, anchor};
 use super::checkpoint::{self, RunState};
 use super::evaluate::{Evaluator, improves};
 use super::main_loss::MainLoss;
@@ -207,7 +207,7 @@ fn losses(recipe: &Recipe, base: &Base, model: &Model, data: &Prepared) -> Resul
         reference,
         auxiliary: AuxiliaryLoss::prepare(recipe, model, data)?,
         initial,
-        anchor: recipe.data.parallel.as_ref().map(|parallel| parallel.anchor.clone()),
+        anchor: anchor(recipe),
         recompute: recipe.memory.recompute == Recompute::Block,
     })
 }
@@ -218,9 +218,9 @@ impl Losses {
         let Some(reference) = self.reference.take() else {
             return Ok(());
         };
-        if let Some(heldout) = &data.heldout {
-            self.heldout_reference = Some(reference.cached(recipe, heldout, "heldout")?);
-        }
+        let heldout = data.heldout.as_ref();
+        let heldout = heldout.map(|heldout| reference.cached(recipe, heldout, "heldout"));
+        self.heldout_reference = heldout.transpose()?;
         self.reference = Some(reference.cached(recipe, &data.train, "train")?);
         Ok(())
     }

@@ -49,6 +49,15 @@ pub struct StepData {
     pub auxiliary: Vec<Vec<PairUnit>>,
 }
 
+impl StepData {
+    /// All tokens that the step reads.
+    fn tokens(&self) -> u64 {
+        let main: usize = self.main.iter().map(MicroBatch::tokens).sum();
+        let auxiliary: u64 = self.auxiliary.iter().flatten().map(PairUnit::tokens).sum();
+        main as u64 + auxiliary
+    }
+}
+
 /// What the passes over an optimizer step's micro-batches give.
 pub struct Accumulated {
     /// Gradients of the step's loss.
@@ -59,7 +68,7 @@ pub struct Accumulated {
     pub losses: BTreeMap<String, f64>,
     /// Supervised tokens of the main data.
     pub tokens: u64,
-    /// All tokens of the main data.
+    /// All tokens, those that only auxiliary losses read too.
     pub tokens_total: u64,
     /// Rewards of preferences.
     pub rewards: Option<Rewards>,
@@ -131,7 +140,7 @@ impl Losses {
             loss: 0.0,
             losses: BTreeMap::new(),
             tokens: 0,
-            tokens_total: data.main.iter().map(|batch| batch.input_ids.len() as u64).sum(),
+            tokens_total: data.tokens(),
             rewards: None,
             by_language: BTreeMap::new(),
         };
