@@ -74,6 +74,8 @@ pub enum DropReason {
     Unsupervised,
     /// The tokenizer makes no token of its text.
     Empty,
+    /// What is left of the chosen and the rejected answer is the same.
+    EqualAnswers,
 }
 
 impl DropReason {
@@ -84,6 +86,7 @@ impl DropReason {
             Self::TruncatedAway => "no supervised token left after truncation",
             Self::Unsupervised => "no supervised token",
             Self::Empty => "no token",
+            Self::EqualAnswers => "chosen and rejected are equal after truncation",
         }
     }
 }
@@ -183,6 +186,10 @@ impl SampleTokenizer {
             Content::Pair { chosen, rejected, .. } => {
                 let chosen = self.sequence(chosen, ["chosen_ids", "chosen_labels"], TrainOn::Assistant)?;
                 let rejected = self.sequence(rejected, ["rejected_ids", "rejected_labels"], TrainOn::Assistant)?;
+                let same = |length: usize| chosen.0.iter().take(length).eq(rejected.0.iter().take(length));
+                if same(self.max_length) {
+                    return Ok(Outcome::Dropped(DropReason::EqualAnswers));
+                }
                 self.fit_parts(vec![chosen, rejected], Vec::new())
             }
             Content::Marked { content, desirable } => {

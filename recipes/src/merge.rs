@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::AdapterKind;
+use crate::adapter::{AdapterKind, Route};
 use crate::error::Finding;
 use crate::keys;
 use crate::model::Init;
@@ -234,6 +234,27 @@ fn kind(merge: &Merge, merged: &[&Recipe]) -> Result<bool, Vec<Finding>> {
         if has_adapter(recipe) && recipe.train.parameters != Parameters::Auto {
             let message = format!(
                 "is {name:?}, which leaves an adapter and a model, as `train.parameters` is set there. Train one of the two."
+            );
+            return Err(vec![Finding::at(&key, &message)]);
+        }
+        let kept_apart = match recipe.adapter.kind {
+            AdapterKind::Bottleneck | AdapterKind::Steering => Some("trains an adapter that PEFT lacks"),
+            _ if recipe.adapter.route == Route::Language => Some("trains a copy for each language"),
+            _ => None,
+        };
+        if let (true, Some(what)) = (has_adapter(recipe), kept_apart) {
+            let message = format!("is {name:?}, which {what}, and only LoRA adapters for all rows are merged.");
+            return Err(vec![Finding::at(&key, &message)]);
+        }
+        let rank = |recipe: &Recipe| recipe.adapter.rank;
+        let entry_wise = merge.method != MergeMethod::Linear || merge.combination == MergeCombination::EntryWise;
+        if has_adapter(recipe) && entry_wise && rank(recipe) != rank(merged[0]) {
+            let message = format!(
+                "is {name:?} of rank {}, while {:?} has rank {}. Give both one adapter.rank, or write method = \"linear\" and \
+                 combination = \"exact\".",
+                rank(recipe),
+                merge.of[0],
+                rank(merged[0])
             );
             return Err(vec![Finding::at(&key, &message)]);
         }

@@ -14,7 +14,7 @@ pub struct Parallel {
     pub anchor: String,
     /// Groups in one optimizer step, over all processes; their rows are cut into micro-batches of train.batch_size. A row is one
     /// sample: data.packing and train.gradient_accumulation are not read.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub groups_per_batch: usize,
     /// Languages of each group that are used, the anchor always among them. 0: all.
     pub languages_per_group: usize,

@@ -5,6 +5,8 @@ use crate::error::Finding;
 use crate::objective::ObjectiveKind;
 use crate::parallel::{Arrangement, Missing};
 use crate::recipe::Recipe;
+use crate::reference::ReferenceAdapter;
+use crate::source::{Format, SourceUse};
 
 /// The first number that the chosen objective, adapter or auxiliary loss does not read.
 pub(crate) fn unread_numbers(recipe: &Recipe) -> Option<Finding> {
@@ -62,6 +64,14 @@ pub(super) fn check(recipe: &Recipe, findings: &mut Vec<Finding>) {
             let message = "cannot hold what kto asks its reference: samples that each batch mixes anew. Write false.";
             findings.push(Finding::at("reference.cache", message));
         }
+    }
+    if let Some(reference) = &recipe.reference
+        && !reference.model.is_empty()
+        && reference.adapter() == ReferenceAdapter::Initial
+    {
+        let message = "is \"initial\", which is an adapter of the model that is trained, but `reference.model` names another \
+                       one. Keep one of them.";
+        findings.push(Finding::at("reference.adapter", message));
     }
     for (index, auxiliary) in objective.auxiliary.iter().enumerate() {
         one_auxiliary(recipe, &format!("objective.auxiliary.{index}"), auxiliary, findings);
@@ -156,10 +166,15 @@ fn one_auxiliary(recipe: &Recipe, key: &str, auxiliary: &Auxiliary, findings: &m
         report("every", &message);
     }
     let compares = auxiliary.kind == AuxiliaryKind::MiddleLayer;
-    let pairs = auxiliary.batch_size.unwrap_or(recipe.train.batch_size);
-    if compares && auxiliary.source.is_some() && auxiliary.scope == Scope::MicroStep && pairs < 2 {
-        let message = "has one pair, and a loss that tells a translation from the others needs two or more. Raise it, or \
-                       write scope = \"step\".";
+    let pairs = auxiliary.batch_size.unwrap_or(recipe.train.batch_size) as u64;
+    let micro_steps = match (auxiliary.scope, per_micro_step) {
+        (Scope::MicroStep, _) => 1,
+        (Scope::Step, false) => recipe.train.gradient_accumulation as u64,
+        (Scope::Step, true) => recipe.train.gradient_accumulation as u64 / auxiliary.every,
+    };
+    if compares && auxiliary.source.is_some() && pairs * micro_steps < 2 {
+        let message = "leaves one pair to compare, and a loss that tells a translation from the others needs two or more. \
+                       Raise it, or write scope = \"step\" with more than one micro-step.";
         report("batch_size", message);
     }
     if auxiliary.source.is_none() && !needs_source {
@@ -184,6 +199,24 @@ fn on_the_batch(recipe: &Recipe, auxiliary: &Auxiliary, report: &mut impl FnMut(
         let message =
             "needs two groups or more to tell a translation from the others. Raise data.parallel.groups_per_batch.";
         report("kind", message);
+    }
+    if auxiliary.kind == AuxiliaryKind::Consistency {
+        let mut sources = recipe
+            .data
+            .sources
+            .iter()
+            .filter(|source| source.r#use == SourceUse::Train);
+        if sources.any(|source| !matches!(source.format, Format::Choice)) {
+            report(
+                "kind",
+                "compares distributions over options. Its rows need format = \"choice\".",
+            );
+        }
+    }
+    if auxiliary.scope == Scope::MicroStep && parallel.languages.is_empty() && parallel.languages_per_group == 0 {
+        let message = "is \"micro-step\", so groups must not be cut in two, and how large they are is not said. Name \
+                       data.parallel.languages, or write scope = \"step\".";
+        return report("scope", message);
     }
     let languages = match (parallel.languages_per_group, parallel.languages.len()) {
         (0, languages) => languages,

@@ -318,6 +318,8 @@ fn kto(
     let sums = sums_by_sequence(batch, &targets.targets.positions, log_probs);
     let (reference, divergence) = match reference {
         None => (vec![0.0; sums.len()], 0.0),
+        // A sample alone has none to be mismatched with, as can be at the end of an epoch.
+        Some((reference, _)) if batch.sequences.len() < 2 => (reference, 0.0),
         Some((reference, frozen)) => {
             let mixed = mismatched(batch);
             let languages = dataset.languages();

@@ -69,8 +69,9 @@ fn recipe(main: &str, auxiliary: &str, rest: &str) -> Recipe {
     } else {
         ""
     };
+    let format = if auxiliary.contains("consistency") { "choice" } else { "tokens" };
     let text = format!(
-        "output = \"run\"\nmodel.path = \"m\"\ndata.shuffle = false\ndata.packing = false\n{rest}\n{source}[[data.sources]]\nname = \"main\"\npath = \"b.jsonl\"\nformat = \"tokens\"\n\
+        "output = \"run\"\nmodel.path = \"m\"\ndata.shuffle = false\ndata.packing = false\n{rest}\n{source}[[data.sources]]\nname = \"main\"\npath = \"b.jsonl\"\nformat = \"{format}\"\n\
          [objective]\nkind = \"{main}\"\n[[objective.auxiliary]]\n{auxiliary}"
     );
     Recipe::parse(&text, "recipe.toml".as_ref(), &[]).unwrap()

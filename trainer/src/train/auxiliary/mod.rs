@@ -78,6 +78,7 @@ impl AuxiliaryLoss {
                 None => 0,
                 Some(source) => {
                     let source = Source::open(recipe, index, auxiliary, source, data)?;
+                    source.check(index, auxiliary.kind)?;
                     notes.extend_from_slice(source.notes());
                     source.units_per_epoch()
                 }
@@ -290,8 +291,8 @@ impl Kind {
                     .into_iter()
                     .filter_map(|(tag, mean)| Some((number(&tag)?, mean)))
                     .collect();
-                let anchor = source.and_then(|source| source.anchor).unwrap_or_default();
-                let subspaces = Subspaces::of(&means, anchor).ok_or_else(|| {
+                let anchor = source.and_then(|source| source.anchor);
+                let subspaces = anchor.and_then(|anchor| Subspaces::of(&means, anchor)).ok_or_else(|| {
                     TrainError::Setup(format!(
                         "objective.auxiliary.{index}: probing found no subspaces; it needs rows of the anchor and of \
                          another language, in `probe` as in `source`"

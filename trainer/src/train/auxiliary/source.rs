@@ -148,6 +148,27 @@ impl Source {
         }
     }
 
+    /// Checks that a loss finds in it what it reads.
+    pub(super) fn check(&self, index: usize, kind: AuxiliaryKind) -> Result<(), TrainError> {
+        let samples = 0..self.dataset.len();
+        let problem = match kind {
+            AuxiliaryKind::MiddleLayer
+                if samples
+                    .clone()
+                    .all(|sample| self.dataset.group(sample) == self.dataset.group(0)) =>
+            {
+                "has one group of translations, and there is no other to tell it from; add rows"
+            }
+            AuxiliaryKind::WordAlignment if samples.clone().all(|sample| self.dataset.marks(sample).is_empty()) => {
+                "has no aligned words; its rows need `alignment` (see docs/data.md)"
+            }
+            _ => return Ok(()),
+        };
+        Err(TrainError::Setup(format!(
+            "objective.auxiliary.{index}.source {problem}"
+        )))
+    }
+
     /// Micro-batches of one pass over the pairs, or groups.
     pub(super) fn units_per_epoch(&self) -> u64 {
         let count = match &self.order {
