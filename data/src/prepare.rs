@@ -115,7 +115,8 @@ pub fn prepare(
             }
         }
     }
-    let no_training = recipe.objective.kind == ObjectiveKind::None && trained.is_empty();
+    let learns = recipe.objective.kind != ObjectiveKind::None && !recipe.adapter.is_closed_form();
+    let no_training = !learns && trained.is_empty();
     let all = Dataset::new(trained);
     if all.is_empty() && !no_training {
         return Err(DataError::NothingLeft {

@@ -186,11 +186,12 @@ impl SampleTokenizer {
             Content::Pair { chosen, rejected, .. } => {
                 let chosen = self.sequence(chosen, ["chosen_ids", "chosen_labels"], TrainOn::Assistant)?;
                 let rejected = self.sequence(rejected, ["rejected_ids", "rejected_labels"], TrainOn::Assistant)?;
-                let same = |length: usize| chosen.0.iter().take(length).eq(rejected.0.iter().take(length));
-                if same(self.max_length) {
-                    return Ok(Outcome::Dropped(DropReason::EqualAnswers));
+                let left = |answer: &Sequence| answer.0.iter().take(self.max_length).copied().collect::<Vec<_>>();
+                let same = left(&chosen) == left(&rejected);
+                match self.fit_parts(vec![chosen, rejected], Vec::new()) {
+                    Outcome::Kept { .. } if same => Outcome::Dropped(DropReason::EqualAnswers),
+                    outcome => outcome,
                 }
-                self.fit_parts(vec![chosen, rejected], Vec::new())
             }
             Content::Marked { content, desirable } => {
                 let sequence = self.sequence(content, ["input_ids", "labels"], TrainOn::Assistant)?;

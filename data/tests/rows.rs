@@ -104,7 +104,8 @@ fn a_pair_that_loses_an_answer_is_dropped_as_a_whole() {
     let rows = format!(
         "{{\"prompt\": \"q\", \"chosen\": \"a\", \"rejected\": \"b\", \"lang\": \"sw\"}}\n\
          {{\"prompt\": \"{0}\", \"chosen\": \"a\", \"rejected\": \"b\", \"lang\": \"sw\"}}\n\
-         {{\"prompt\": \"q\", \"chosen\": \"a\", \"rejected\": \"{0}\", \"lang\": \"ar\"}}\n",
+         {{\"prompt\": \"q\", \"chosen\": \"a\", \"rejected\": \"{0}\", \"lang\": \"ar\"}}\n\
+         {{\"prompt\": \"q\", \"chosen\": \"{0}a\", \"rejected\": \"{0}b\", \"lang\": \"hi\"}}\n",
         "0123456789".repeat(2)
     );
     let place = one(&rows);
@@ -113,6 +114,10 @@ fn a_pair_that_loses_an_answer_is_dropped_as_a_whole() {
     assert_eq!(right.train.len(), 2);
     assert_eq!(report["sw"].dropped["no supervised token left after truncation"], 1);
     assert_eq!((report["ar"].truncated, report["ar"].samples), (1, 1));
+    assert_eq!(
+        report["hi"].dropped["chosen and rejected are equal after truncation"],
+        1
+    );
     assert!((0..2).all(|sample| right.train.parts(sample).all(|part| part.len() <= 12)));
     let drop = place
         .source("orpo", "preference", "max_length = 12\ntruncate = \"drop\"")

@@ -157,6 +157,7 @@ fn what_cannot_work_is_refused_before_anything_starts() {
     validate(&[]).succeeds();
     let model = format!("reference.model={other}");
     validate(&[&model]).refuses(2, &["reference.model", "vocabulary", "leave reference.model out"]);
+    validate(&[&model, "reference.adapter=initial"]).refuses(2, &["reference.adapter", "Keep one of them"]);
     validate(&["reference.adapter=nowhere"]).refuses(2, &["nowhere"]);
     validate(&["objective.gamma=1.0"]).refuses(2, &["objective.gamma", "is not read by \"dpo\"", "beta"]);
     validate(&["objective.kind=sft"]).refuses(2, &["objective.beta"]);
@@ -223,6 +224,8 @@ fn losses_on_layers_and_groups_are_checked_before_anything_starts() {
     validate(&["objective.auxiliary.0.layer=2"]).succeeds();
     aligned(&scratch, "kind = \"middle-layer\"");
     validate(&["train.batch_size=2"]).refuses(2, &["objective.auxiliary.0.scope", "two or more whole groups"]);
+    validate(&["objective.auxiliary.0.every=1000000000"]).refuses(2, &["objective.auxiliary.0.every", "pattern"]);
+    validate(&["data.parallel.languages=[]"]).refuses(2, &["Name data.parallel.languages"]);
     validate(&["data.parallel.groups_per_batch=1"]).refuses(2, &["two groups or more"]);
     validate(&["data.parallel.anchor=sw"]).succeeds();
     validate(&["data.parallel.languages=[\"ar\", \"sw\"]", "data.parallel.anchor=ar"]).refuses(2, &["data.parallel"]);
@@ -230,6 +233,8 @@ fn losses_on_layers_and_groups_are_checked_before_anything_starts() {
     validate(&[]).refuses(2, &["objective.auxiliary.0.source", "nowhere"]);
     aligned(&scratch, "kind = \"word-alignment\"");
     validate(&[]).refuses(2, &["objective.auxiliary.0.source", "is missing"]);
+    aligned(&scratch, "kind = \"consistency\"");
+    validate(&[]).refuses(2, &["objective.auxiliary.0.kind", "format = \"choice\""]);
     aligned(&scratch, "kind = \"consistency\"\npool = \"mean\"");
     validate(&[]).refuses(2, &["objective.auxiliary.0.pool", "is not read"]);
     assert!(!scratch.path("run").exists());

@@ -15,7 +15,8 @@ pub(super) fn check(recipe: &Recipe, findings: &mut Vec<Finding>) {
         findings.push(Finding::at("data.sources", message));
     }
     let trained = |source: &Source| source.r#use == SourceUse::Train;
-    if !sources.is_empty() && !sources.iter().any(trained) && recipe.objective.kind != ObjectiveKind::None {
+    let learns = recipe.objective.kind != ObjectiveKind::None && !recipe.adapter.is_closed_form();
+    if !sources.is_empty() && !sources.iter().any(trained) && learns {
         let message = format!(
             "are all auxiliary, so the objective {:?} has nothing to learn from. Add a source with use = \"train\", or \
              write objective.kind = \"none\".",
@@ -114,6 +115,8 @@ fn auxiliary(key: &str, source: &Source, recipe: &Recipe, findings: &mut Vec<Fin
     lengths.dedup();
     let message = match lengths.as_slice() {
         [_] => None,
+        // A steering vector in closed form is computed from it.
+        [] if recipe.adapter.source.as_ref() == Some(&source.name) => None,
         [] => Some(
             "is \"auxiliary\", but no loss names the source. Write its name as `source` in [[objective.auxiliary]], or \
              use = \"train\"."

@@ -69,7 +69,11 @@ fn recipe(main: &str, auxiliary: &str, rest: &str) -> Recipe {
     } else {
         ""
     };
-    let format = if auxiliary.contains("consistency") { "choice" } else { "tokens" };
+    let format = if auxiliary.contains("consistency") {
+        "choice"
+    } else {
+        "tokens"
+    };
     let text = format!(
         "output = \"run\"\nmodel.path = \"m\"\ndata.shuffle = false\ndata.packing = false\n{rest}\n{source}[[data.sources]]\nname = \"main\"\npath = \"b.jsonl\"\nformat = \"{format}\"\n\
          [objective]\nkind = \"{main}\"\n[[objective.auxiliary]]\n{auxiliary}"
