@@ -1,5 +1,6 @@
 //! A micro-batch on the device, without padding: sequences laid end to end.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -70,6 +71,25 @@ impl Inputs {
         });
         self.token_keys = Some(keys.collect());
         self
+    }
+
+    /// A run of tokens by itself, for what works token by token: it knows nothing of where sequences begin.
+    #[must_use]
+    pub fn tile(&self, tokens: Range<usize>) -> Self {
+        let narrow = |table: &Tensor<2>| table.clone().narrow(0, tokens.start, tokens.len());
+        Self {
+            input_ids: self.input_ids.clone().narrow(0, tokens.start, tokens.len()),
+            boundaries: [0, tokens.len()].into(),
+            rotary: RotaryTable {
+                cos: narrow(&self.rotary.cos),
+                sin: narrow(&self.rotary.sin),
+            },
+            token_keys: self.token_keys.as_ref().map(|keys| keys[tokens.clone()].into()),
+            languages: self
+                .languages
+                .as_ref()
+                .map(|languages| Arc::new(languages.tile(tokens))),
+        }
     }
 
     /// Number of tokens.

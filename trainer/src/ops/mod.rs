@@ -13,7 +13,7 @@ pub mod rotary;
 pub mod seed;
 pub mod swiglu;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod vector;
 
 use burn::tensor::{DType, Device, Tensor};

@@ -25,6 +25,7 @@ use super::step::{Accumulated, Losses, StepData, StepKey, not_finite};
 use super::summary::Summary;
 use super::{Event, Outcome, Started, StopFlag};
 use crate::device::describe;
+use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
 use crate::export::write_results;
 use crate::memory::peak_bytes;
@@ -208,7 +209,10 @@ fn losses(recipe: &Recipe, base: &Base, model: &Model, data: &Prepared) -> Resul
         auxiliary: AuxiliaryLoss::prepare(recipe, model, data)?,
         initial,
         anchor: anchor(recipe),
-        recompute: recipe.memory.recompute == Recompute::Block,
+        keeping: Keeping {
+            recompute: recipe.memory.recompute == Recompute::Block,
+            ..Keeping::default()
+        },
     })
 }
 
