@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::config::ModelConfig;
 use crate::dtype::{Dtype, HostTensor};
 use crate::error::CheckpointError;
+use crate::packed::Packed;
 use crate::tensors::TensorsFile;
 
 /// Name of the weights of a model in one file.
@@ -116,6 +117,23 @@ impl ModelFolder {
             .get(name)
             .map(|index| self.files[*index].read_stored(name, expected, MISMATCH));
         read.transpose()?.flatten().ok_or_else(|| self.missing(name, expected))
+    }
+
+    /// Whether its weights are quantised.
+    pub fn is_quantised(&self) -> bool {
+        false
+    }
+
+    /// A matrix of an expected shape where it lies in its file, decoded where it is used.
+    pub fn map(&self, name: &str, expected: [usize; 2]) -> Result<Packed, CheckpointError> {
+        let mapped = self
+            .file_of
+            .get(name)
+            .map(|index| TensorsFile::map(&self.files[*index], name, expected, MISMATCH));
+        mapped
+            .transpose()?
+            .flatten()
+            .ok_or_else(|| self.missing(name, &expected))
     }
 
     fn missing(&self, name: &str, expected: &[usize]) -> CheckpointError {

@@ -4,13 +4,15 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use safetensors::SafeTensors;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::dtype::{Dtype, HostTensor, decode_f32};
 use crate::error::CheckpointError;
+use crate::packed::{Bytes, Packed};
 
 /// An open safetensors file.
 #[derive(Debug)]
@@ -137,6 +139,44 @@ impl TensorsFile {
         self.read(name, expected, advice, stored)
     }
 
+    /// A matrix of floats that should have a shape, left where it lies in the file; none when there is no such tensor.
+    pub fn map(
+        file: &Arc<Self>,
+        name: &str,
+        expected: [usize; 2],
+        advice: &str,
+    ) -> Result<Option<Packed>, CheckpointError> {
+        let (Some(info), Some(range)) = (file.metadata.info(name), file.range(name)) else {
+            return Ok(None);
+        };
+        let dtype = file.check(name, info, &expected, advice)?;
+        let bytes = Bytes::Mapped {
+            file: file.clone(),
+            range,
+        };
+        Ok(Some(Packed::float(dtype, expected, bytes)))
+    }
+
+    /// The number format of a tensor of floats that should have a shape.
+    fn check(&self, name: &str, info: &TensorInfo, expected: &[usize], advice: &str) -> Result<Dtype, CheckpointError> {
+        if info.shape != expected {
+            return Err(CheckpointError::Shape {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                expected: expected.to_vec(),
+                found: info.shape.clone(),
+                advice: advice.to_owned(),
+            });
+        }
+        Dtype::from_safetensors(info.dtype).ok_or_else(|| {
+            let format = info.dtype;
+            CheckpointError::config(
+                &self.path,
+                format!("tensor `{name}` is stored as {format:?}; f32, bf16 and f16 can be read"),
+            )
+        })
+    }
+
     fn read<T>(
         &self,
         name: &str,
@@ -147,22 +187,7 @@ impl TensorsFile {
         let (Some(info), Some(bytes)) = (self.metadata.info(name), self.bytes(name)) else {
             return Ok(None);
         };
-        if info.shape != expected {
-            return Err(CheckpointError::Shape {
-                path: self.path.clone(),
-                tensor: name.to_owned(),
-                expected: expected.to_vec(),
-                found: info.shape.clone(),
-                advice: advice.to_owned(),
-            });
-        }
-        let dtype = Dtype::from_safetensors(info.dtype).ok_or_else(|| {
-            let format = info.dtype;
-            CheckpointError::config(
-                &self.path,
-                format!("tensor `{name}` is stored as {format:?}; f32, bf16 and f16 can be read"),
-            )
-        })?;
+        let dtype = self.check(name, info, expected, advice)?;
         let values = convert(dtype, bytes);
         let (from, to) = info.data_offsets;
         self.forget(self.start + from..self.start + to);

@@ -7,6 +7,7 @@ mod absmax;
 mod dynamic;
 mod int8;
 mod nf4;
+mod scheme;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 pub use absmax::Absmax;
 pub use dynamic::dynamic_map;
 pub use nf4::{LEVELS, is_block};
+pub use scheme::{Quantization, Scheme};
 
 use crate::dtype::{Dtype, decode_into};
 use crate::tensors::TensorsFile;

@@ -11,6 +11,7 @@ use crate::engine::pass::Pass;
 use crate::engine::tiles::TiledBlock;
 use crate::layers::linear::Linear;
 use crate::ops::rms_norm::rms_norm;
+use crate::ops::weight::Weight;
 use crate::parameters::{ParameterId, Parameters};
 
 /// A decoder-only model: embedding, blocks, final norm, head.
@@ -42,7 +43,10 @@ impl Model {
 
     /// The stem: `hidden_states.0`, `[tokens, hidden]`.
     pub fn embed(&self, inputs: &Inputs, pass: &Pass) -> Tensor<2> {
-        pass.matrix(self.embedding).select(0, inputs.input_ids.clone())
+        match pass.weight(self.embedding) {
+            Weight::Dense(embedding) => embedding.select(0, inputs.input_ids.clone()),
+            Weight::Packed(embedding) => embedding.rows(&inputs.token_ids, self.dtype),
+        }
     }
 
     /// The final norm, `[tokens, hidden]`: `hidden_states.L`.

@@ -15,6 +15,7 @@ pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod vector;
+pub mod weight;
 
 use burn::tensor::{DType, Device, Tensor};
 

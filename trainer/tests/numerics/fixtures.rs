@@ -14,7 +14,7 @@ use interlingua_trainer::engine::inputs::{Inputs, RopeLength};
 use interlingua_trainer::engine::keeping::Keeping;
 use interlingua_trainer::engine::step::forward_backward;
 use interlingua_trainer::models::Model;
-use interlingua_trainer::models::load::{Weights, load};
+use interlingua_trainer::models::load::{Storage, Weights, load};
 use serde_json::Value;
 
 /// The models that there are fixtures for.
@@ -63,9 +63,10 @@ pub(crate) fn model(name: &str, trainable: bool) -> Model {
     load(
         folder.config(),
         &Weights::Folder(&folder),
-        DType::F32,
-        &Device::flex(),
-        &|_| trainable,
+        &Storage {
+            trainable: &|_| trainable,
+            ..Storage::frozen(DType::F32, &Device::flex())
+        },
     )
     .unwrap()
 }

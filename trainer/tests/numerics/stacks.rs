@@ -60,7 +60,7 @@ fn disturb(model: &mut Model) {
     let trained: Vec<(String, Vec<f32>)> = model
         .parameters
         .trainable()
-        .map(|(_, parameter)| (parameter.name.clone(), host(&parameter.value)))
+        .map(|(_, parameter)| (parameter.name.clone(), host(&parameter.values())))
         .collect();
     for (name, values) in trained {
         let moved = values.iter().zip(random(&name, values.len()));
@@ -136,7 +136,7 @@ fn each_language_of_a_batch_passes_through_its_own_copy() {
             };
             for name in &names {
                 let id = routed.parameters.find(&copy(name)).unwrap();
-                set(&mut alone, name, host(&routed.parameters.get(id).value));
+                set(&mut alone, name, host(&routed.parameters.get(id).values()));
             }
             let indices: Vec<usize> = (0..5).filter(|index| LANGUAGES[*index] == language).collect();
             let (expected, expected_gradients) = step(&alone, &indices);
@@ -247,7 +247,7 @@ fn copies_start_equal_and_as_an_adapter_without_a_language_does() {
             model
                 .parameters
                 .trainable()
-                .map(|(_, parameter)| host(&parameter.value))
+                .map(|(_, parameter)| host(&parameter.values()))
                 .collect()
         };
         assert!(values(&one) == values(&copies), "{kind:?}");
@@ -276,7 +276,7 @@ fn stacked_and_merged() -> (Model, Model) {
         assert_eq!(linear.adapters.len(), 2, "{}", linear.name);
         let parameter = stacked.parameters.get(linear.weight);
         let shape = [parameter.shape[0], parameter.shape[1]];
-        let mut weight: Tensor<2> = parameter.value.clone().reshape(shape);
+        let mut weight: Tensor<2> = parameter.values().reshape(shape);
         for adapter in &linear.adapters {
             weight = weight + adapter.adapter.lora().delta(&stacked.parameters);
         }
@@ -516,7 +516,7 @@ fn a_vector_in_closed_form_is_the_difference_of_mean_states() {
             .parameters
             .find(&format!("model.layers.1.steering_vector.{language}"))
             .unwrap();
-        assert_near(&host(&steered.parameters.get(id).value), &expected, 1e-4, language);
+        assert_near(&host(&steered.parameters.get(id).values()), &expected, 1e-4, language);
     }
 
     let mut single = model("llama", false);
