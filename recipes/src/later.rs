@@ -24,7 +24,6 @@ const VALUES: &[(&str, &[&str])] = &[
     ),
     ("model.device", &["tch", "tch:cuda"]),
     ("objective.kind", &["contrastive", "reward", "process-reward"]),
-    ("optimizer.kind", &["adamw8bit"]),
     (
         "train.early_stop.metric",
         &[

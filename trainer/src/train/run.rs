@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use burn::tensor::DType;
 use interlingua_checkpoints::atomic::write_atomically;
 use interlingua_checkpoints::run_state;
 use interlingua_data::cache;
@@ -15,6 +16,7 @@ use interlingua_recipes::{AuxiliaryKind, Recipe, Recompute};
 use super::auxiliary::{AuxiliaryLoss, anchor};
 use super::checkpoint::{self, RunState};
 use super::evaluate::{Evaluator, improves};
+use super::loss_scale::LossScale;
 use super::main_loss::MainLoss;
 use super::metrics::{EventRow, Metrics, Row, TrainRow};
 use super::plan::DataPlan;
@@ -90,17 +92,11 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     let selection = Selection::of(recipe)?;
     let mut model = base.load(recipe, &selection, &data)?;
     let trained = selection.all(&model);
-    let optimizer = &recipe.optimizer;
-    let mut optimizer = AdamW {
-        betas: optimizer.betas,
-        epsilon: optimizer.eps,
-        weight_decay: optimizer.weight_decay,
-        moments: Default::default(),
-    };
+    let mut optimizer = AdamW::of(&recipe.optimizer);
     let evaluator = Evaluator::new(recipe, &tokenizer, &base.config)?;
     // Before a checkpoint is put in: the reference is the model as at step 0.
     let mut losses = losses(recipe, &base, &model, &data)?;
-    let state = match &latest {
+    let mut state = match &latest {
         Some((step, path)) => {
             observe(Event::Note(format!(
                 "going on after step {step}, from {}",
@@ -110,6 +106,9 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         }
         None => RunState::default(),
     };
+    if model.dtype == DType::F16 {
+        state.loss_scale.get_or_insert_default();
+    }
 
     // From here on files are written.
     if saved.is_none() {
@@ -312,6 +311,7 @@ impl Run<'_> {
         self.selection.apply(&mut self.model, step, self.total_steps);
         let data = self.plan.step(&self.data.train, &self.losses.auxiliary, step);
         // On the pool's own threads, so that its many small tasks need not wake this one.
+        let loss_scale = self.state.loss_scale.map(|loss_scale| loss_scale.scale);
         let (passed, grad_norm, rate) = rayon::scope(|_| self.compute(&data))?;
         self.state.step += 1;
 
@@ -328,6 +328,8 @@ impl Run<'_> {
             tokens_per_second: passed.tokens_total as f64 / seconds,
             step_seconds: seconds,
             memory_bytes: peak_bytes(),
+            loss_scale,
+            skipped_steps: self.state.loss_scale.map(|loss_scale| loss_scale.skipped_steps),
             rewards: passed.rewards,
             shares: self.plan.shares(step),
             by_language: passed.by_language,
@@ -337,22 +339,40 @@ impl Run<'_> {
     }
 
     /// Forward and backward passes, clipping and update: the totals, the norm of the gradients before clipping, and the
-    /// learning rate.
+    /// learning rate. In f16, gradients that overflow change nothing but the loss scale.
     fn compute(&mut self, data: &StepData) -> Result<(Accumulated, f64, f64), TrainError> {
         let (recipe, step) = (self.recipe, self.state.step);
         let key = StepKey {
             seed: recipe.seed,
             step,
         };
-        let mut passed = self.losses.accumulate(&self.model, &self.data.train, data, key)?;
+        let (scale, skipped) = self
+            .state
+            .loss_scale
+            .map_or((1.0, 0), |loss_scale| (loss_scale.scale, loss_scale.skipped_steps));
+        let (model, train) = (&self.model, &self.data.train);
+        let mut passed = self.losses.accumulate(model, train, data, key, scale)?;
+        passed.gradients.unscale();
         let grad_norm = passed.gradients.norm();
+        // The schedule stands still in a skipped step, as in Transformers.
+        let rate = learning_rate(
+            &recipe.schedule,
+            recipe.optimizer.learning_rate,
+            step - skipped,
+            self.total_steps,
+        );
         if !grad_norm.is_finite() {
-            return Err(not_finite("gradient", &self.data.train, &data.main, step));
+            if self.state.loss_scale.as_mut().is_some_and(LossScale::back_off) {
+                return Ok((passed, f64::NAN, rate));
+            }
+            return Err(not_finite("gradient", train, &data.main, step));
+        }
+        if let Some(loss_scale) = &mut self.state.loss_scale {
+            loss_scale.keep();
         }
         if recipe.optimizer.max_grad_norm > 0.0 {
             passed.gradients.clip(grad_norm, recipe.optimizer.max_grad_norm);
         }
-        let rate = learning_rate(&recipe.schedule, recipe.optimizer.learning_rate, step, self.total_steps);
         self.optimizer.step(&mut self.model.parameters, &passed.gradients, rate);
         Ok((passed, grad_norm, rate))
     }
