@@ -11,6 +11,7 @@ mod logging;
 mod machine;
 mod model;
 mod output;
+mod plan;
 mod preparation;
 mod progress;
 mod recipe;

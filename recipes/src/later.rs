@@ -3,8 +3,6 @@
 /// Keys, without list indices. A key covers everything below it.
 const KEYS: &[&str] = &[
     "distributed",
-    "memory.budget",
-    "memory.offload",
     "model.quantization",
     "model.vocabulary",
     "objective.temperature",

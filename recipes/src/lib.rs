@@ -58,4 +58,6 @@ pub use schema::json_schema;
 pub use selector::Selector;
 pub use source::{Format, Normalization, Source, SourcePath, SourceUse};
 pub use stage::Stage;
-pub use train::{EarlyStop, Freeze, Length, Memory, Metric, Parameters, Recompute, Train};
+pub use train::{
+    BlockInputs, EarlyStop, Freeze, Length, Memory, Metric, Offload, Parameters, Recompute, Train, parse_bytes,
+};

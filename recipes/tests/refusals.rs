@@ -37,7 +37,7 @@ fn unknown_keys() {
     assert_snapshot!(with("[adapter]\nrnak = 8"), @r#"my.toml:9: `adapter.rnak` is not a recipe key. Did you mean `rank`?"#);
     assert_snapshot!(with("[adaptor]\nrank = 8"), @r#"my.toml:8: `adaptor` is not a recipe key. Did you mean `adapter`?"#);
     assert_snapshot!(with("[train]\nlearning_rate = 1e-4"), @r#"my.toml:9: `train.learning_rate` is not a recipe key. Did you mean `optimizer.learning_rate`?"#);
-    assert_snapshot!(with("[memory]\nwindow = 1"), @r#"my.toml:9: `memory.window` is not a recipe key. Known here: recompute."#);
+    assert_snapshot!(with("[memory]\nwindow = 1"), @r#"my.toml:9: `memory.window` is not a recipe key. Known here: recompute, offload, block_inputs, budget."#);
     assert_snapshot!(with("[[data.sources]]\npath = \"x\"\nformat = \"text\"\nlangfield = \"x\""), @r#"my.toml:11: `data.sources.1.langfield` is not a recipe key. Did you mean `lang_field`?"#);
     assert_snapshot!(set("optimizer.lerning-rate=1"), @r#"--set optimizer.lerning-rate=1: `optimizer.lerning-rate` is not a recipe key. Did you mean `learning_rate`?"#);
 }
@@ -113,6 +113,15 @@ fn values_out_of_range() {
     assert_snapshot!(set("schedule.min_ratio=2"), @r#"--set schedule.min_ratio=2: `schedule.min_ratio` is 2, but must be a number from 0 to 1."#);
     assert_snapshot!(set("train.freeze=[{match='x', until=2}]"), @r#"--set train.freeze=[{match='x', until=2}]: `train.freeze.0.until` is 2, but must be a number above 0 and of at most 1."#);
     assert_snapshot!(set("model.device=cuda:x"), @r#"--set model.device=cuda:x: `model.device` is "cuda:x", but must be "auto", "cpu", "cuda", or "cuda:N" with a GPU's index."#);
+}
+
+#[test]
+fn memory() {
+    assert_snapshot!(set("memory.budget=4"), @"");
+    assert_snapshot!(set("memory.budget=4 gigabytes"), @"");
+    assert_snapshot!(set("memory.offload=disk"), @"");
+    assert_snapshot!(set("memory.block_inputs=f16"), @"");
+    assert_snapshot!(set("memory.recompute=blocks"), @"");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use burn::tensor::{DType, Device};
 use interlingua_checkpoints::dtype::Dtype as FileDtype;
 
 use crate::error::TrainError;
+use crate::plan::settings::DeviceKind;
 
 /// The device a recipe asks for. `auto` takes the first GPU where this binary can use one, else the CPU.
 pub fn device(wanted: interlingua_recipes::Device) -> Result<Device, TrainError> {
@@ -32,6 +33,17 @@ fn cuda(index: usize) -> Result<Device, TrainError> {
     Err(TrainError::Device(format!(
         "there is no CUDA device {index}: {found} found; set model.device to one of them, or to \"cpu\""
     )))
+}
+
+/// The kind of the device that a recipe asks for, which need not be there unless the recipe leaves the choice open.
+pub fn kind(wanted: interlingua_recipes::Device) -> DeviceKind {
+    use interlingua_recipes::Device as Wanted;
+    match wanted {
+        Wanted::Cpu => DeviceKind::Cpu,
+        Wanted::Cuda(_) => DeviceKind::Cuda,
+        Wanted::Auto if cuda(0).is_ok() => DeviceKind::Cuda,
+        Wanted::Auto => DeviceKind::Cpu,
+    }
 }
 
 /// Where a run computes, in words.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use interlingua_trainer::memory::host_bytes;
 use serde::Serialize;
 
 use crate::cli::Global;
@@ -91,7 +92,7 @@ fn check(area: &'static str, name: &'static str, good: bool, found: String, advi
 fn cpu() -> Vec<Check> {
     let features = machine::simd_features();
     let fast = features.contains(&"avx2") || features.contains(&"neon");
-    let memory = machine::memory();
+    let memory = host_bytes();
     let available = memory.map_or(0, |memory| memory.available);
     let memory = memory.map_or_else(
         || "unknown".to_owned(),

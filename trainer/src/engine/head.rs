@@ -50,7 +50,12 @@ impl Targets {
 }
 
 fn chunk_rows(model: &Model) -> usize {
-    (CHUNK_ELEMENTS / model.config.vocab_size).max(16)
+    chunk_rows_of(model.config.vocab_size)
+}
+
+/// Rows of logits that are made at a time, for a vocabulary of this size.
+pub fn chunk_rows_of(vocabulary: usize) -> usize {
+    (CHUNK_ELEMENTS / vocabulary).max(16)
 }
 
 fn rows(positions: &[u32], like: &Tensor<2>) -> Tensor<1, Int> {

@@ -203,6 +203,14 @@ impl Metrics {
         ))
     }
 
+    /// All rows that are in the file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self) -> Result<Vec<Row>, TrainError> {
+        read_rows(&self.path)
+    }
+
     /// Appends one row, whole.
     pub fn write(&mut self, row: &Row) -> Result<(), TrainError> {
         let line = line(row)?;

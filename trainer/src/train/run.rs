@@ -11,7 +11,7 @@ use interlingua_data::cache;
 use interlingua_data::prepare::{Prepared, prepare};
 use interlingua_data::report::Report;
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{AuxiliaryKind, Recipe, Recompute};
+use interlingua_recipes::{AuxiliaryKind, Recipe};
 
 use super::auxiliary::{AuxiliaryLoss, anchor};
 use super::checkpoint::{self, RunState};
@@ -25,7 +25,7 @@ use super::selection::Selection;
 use super::setup::Base;
 use super::step::{Accumulated, Losses, StepData, StepKey, not_finite};
 use super::summary::Summary;
-use super::{Event, Outcome, Started, StopFlag};
+use super::{Event, Outcome, Started, StopFlag, memory};
 use crate::device::describe;
 use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
@@ -51,7 +51,8 @@ struct Run<'a> {
     optimizer: AdamW,
     state: RunState,
     metrics: Metrics,
-    rows: Vec<Row>,
+    /// The step of the last evaluation.
+    evaluated: Option<u64>,
     start: Instant,
 }
 
@@ -89,13 +90,17 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         return Ok(Outcome::AlreadyFinished);
     }
 
+    let planner = memory::planner(recipe, &base, &data)?;
+    let memory_plan = planner.plan();
+    observe(Event::Planned(Box::new(memory_plan.clone())));
     let selection = Selection::of(recipe)?;
     let mut model = base.load(recipe, &selection, &data)?;
     let trained = selection.all(&model);
     let mut optimizer = AdamW::of(&recipe.optimizer);
     let evaluator = Evaluator::new(recipe, &tokenizer, &base.config)?;
     // Before a checkpoint is put in: the reference is the model as at step 0.
-    let mut losses = losses(recipe, &base, &model, &data)?;
+    let keeping = memory::keeping(recipe, &planner);
+    let mut losses = losses(recipe, &base, &model, &data, keeping)?;
     let mut state = match &latest {
         Some((step, path)) => {
             observe(Event::Note(format!(
@@ -116,7 +121,13 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     }
     run_state::remove_partials(&recipe.output)?;
     write_atomically(&recipe.output.join("recipe.toml"), recipe.to_toml()?.as_bytes())?;
+    memory::write(&memory_plan, &recipe.output)?;
     let (metrics, rows) = Metrics::open(&recipe.output, state.step)?;
+    let evaluated = rows
+        .iter()
+        .filter(|row| matches!(row, Row::Eval(_)))
+        .map(Row::step)
+        .max();
     // The summary of an earlier end no longer holds.
     Summary::remove(&recipe.output)?;
     if recipe.reference.as_ref().is_some_and(|reference| reference.cache) {
@@ -136,7 +147,7 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         optimizer,
         state,
         metrics,
-        rows,
+        evaluated,
         start: Instant::now(),
     };
     run.go(&evaluator, stop, observe).map_err(TrainError::while_running)
@@ -180,7 +191,13 @@ fn check_output(recipe: &Recipe) -> Result<Option<Recipe>, TrainError> {
 }
 
 /// The losses of a recipe, for a model as at step 0.
-fn losses(recipe: &Recipe, base: &Base, model: &Model, data: &Prepared) -> Result<Losses, TrainError> {
+fn losses(
+    recipe: &Recipe,
+    base: &Base,
+    model: &Model,
+    data: &Prepared,
+    keeping: Keeping,
+) -> Result<Losses, TrainError> {
     let objective = &recipe.objective;
     let frozen = |needed: bool| {
         needed
@@ -208,10 +225,7 @@ fn losses(recipe: &Recipe, base: &Base, model: &Model, data: &Prepared) -> Resul
         auxiliary: AuxiliaryLoss::prepare(recipe, model, data)?,
         initial,
         anchor: anchor(recipe),
-        keeping: Keeping {
-            recompute: recipe.memory.recompute == Recompute::Block,
-            ..Keeping::default()
-        },
+        keeping,
     })
 }
 
@@ -256,16 +270,13 @@ impl Run<'_> {
             }
         }
         // A run that early stopping has ended, or that died while it was being finished, has this evaluation already.
-        let done = self.state.step;
-        if !self
-            .rows
-            .iter()
-            .any(|row| matches!(row, Row::Eval(row) if row.step == done))
-        {
+        if self.evaluated != Some(self.state.step) {
             self.evaluate(evaluator, observe)?;
         }
         self.save(observe)?;
-        let mut summary = Summary::of_rows(&self.rows, true, self.state.stopped_early);
+        // The rows of a long run are many, so they are read back rather than kept.
+        let rows = self.metrics.read()?;
+        let mut summary = Summary::of_rows(&rows, true, self.state.stopped_early);
         summary.shares = self.plan.shares_of_the_run(&self.data.train);
         let (recipe, base) = (self.recipe, &self.base);
         write_results(recipe, base, &self.model, &self.selection, &summary)?;
@@ -296,12 +307,6 @@ impl Run<'_> {
 
     fn time(&self) -> f64 {
         self.metrics.time_before + self.start.elapsed().as_secs_f64()
-    }
-
-    fn write(&mut self, row: Row) -> Result<(), TrainError> {
-        self.metrics.write(&row)?;
-        self.rows.push(row);
-        Ok(())
     }
 
     /// One optimizer step.
@@ -335,7 +340,7 @@ impl Run<'_> {
             by_language: passed.by_language,
         };
         observe(Event::Step(row.clone()));
-        self.write(Row::Train(row))
+        self.metrics.write(&Row::Train(row))
     }
 
     /// Forward and backward passes, clipping and update: the totals, the norm of the gradients before clipping, and the
@@ -386,8 +391,9 @@ impl Run<'_> {
         let value = rows.iter().find_map(|row| row.mean.get(metric.name()).copied());
         for row in rows {
             observe(Event::Evaluated(row.clone()));
-            self.write(Row::Eval(row))?;
+            self.metrics.write(&Row::Eval(row))?;
         }
+        self.evaluated = Some(step);
         let patience = self.recipe.train.early_stop.patience;
         if let Some(value) = value.filter(|_| patience > 0) {
             if improves(metric, value, self.state.best) {
@@ -404,7 +410,7 @@ impl Run<'_> {
                 );
                 observe(Event::Note(event.clone()));
                 let (step, time) = (self.state.step, self.time());
-                self.write(Row::Event(EventRow { step, time, event }))?;
+                self.metrics.write(&Row::Event(EventRow { step, time, event }))?;
             }
         }
         Ok(())
