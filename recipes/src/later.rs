@@ -3,7 +3,6 @@
 /// Keys, without list indices. A key covers everything below it.
 const KEYS: &[&str] = &[
     "distributed",
-    "model.quantization",
     "model.vocabulary",
     "objective.temperature",
 ];

@@ -44,7 +44,6 @@ fn unknown_keys() {
 
 #[test]
 fn keys_and_values_of_later_versions() {
-    assert_snapshot!(with("[model.quantization]\nscheme = \"nf4\""), @r#"my.toml:8: `model.quantization` is not in this version of Interlingua yet. Leave it out."#);
     assert_snapshot!(set("model.device=tch"), @r#"--set model.device=tch: `model.device` is "tch", which this version of Interlingua does not have yet. Use "auto", "cpu", "cuda", or "cuda:N" with a GPU's index."#);
     assert_snapshot!(set("train.parameters=new-tokens"), @r#"--set train.parameters=new-tokens: `train.parameters` is "new-tokens", which this version of Interlingua does not have yet. Use "auto", a list of parameter names, or "re:" and a regular expression."#);
     assert_snapshot!(set("data.sources.0.format=stepwise"), @r#"--set data.sources.0.format=stepwise: `data.sources.0.format` is "stepwise", which this version of Interlingua does not have yet. Use "alpaca", "sharegpt", "messages", "prompt-completion", "text", "preference", "kto", "parallel", "choice" or "tokens"."#);
@@ -72,6 +71,20 @@ fn adapters() {
     my.toml:10: `adapter.route` asks for an adapter for each language, but `adapter.kind` is "none". Set the kind, or leave it out.
     my.toml:11: `adapter.under` names adapters below the trained one, but `adapter.kind` is "none". Set the kind, or leave it out.
     "#);
+}
+
+#[test]
+fn quantization() {
+    let quantised = |lines: &str| with(&format!("[adapter]\n[model.quantization]\n{lines}"));
+    assert_snapshot!(quantised("scheme = \"fp4\""), @"");
+    assert_snapshot!(quantised("block = 96"), @"");
+    assert_snapshot!(quantised("block = 32"), @"");
+    assert_snapshot!(quantised("scheme = \"int8\"\ndouble = true"), @"");
+    assert_snapshot!(with("[model.quantization]"), @"");
+    assert_snapshot!(with("[model.quantization]\n[train]\nparameters = \"re:layers.3.mlp\""), @"");
+    assert_snapshot!(with("[model.quantization]\nhead = true\n[train]\nparameters = [\"lm_head\"]"), @"");
+    assert_snapshot!(with("[model.quantization]\nhead = true\n[adapter]\nmodules_to_save = [\"embed_tokens\", \"lm_head\"]"), @"");
+    assert_snapshot!(with("[model.quantization]\n[adapter]\nmodules_to_save = [\"down_proj\"]"), @"");
 }
 
 #[test]
