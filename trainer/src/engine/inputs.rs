@@ -83,6 +83,7 @@ impl Inputs {
             boundaries: self.boundaries.clone(),
             window,
             scale,
+            softcap: None,
         }
     }
 }

@@ -10,12 +10,14 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::Tensor;
 
-use super::dropout::Dropout;
+use super::dropout::{Dropout, dropout};
 use super::flex::{dense, tensor};
 use super::matrix::{Matrix, multiplied, multiply};
 use super::runs_on_flex;
+
+pub use super::dropout::dropout_reference;
 
 /// A low-rank adapter of a linear layer.
 #[derive(Clone)]
@@ -33,7 +35,7 @@ pub struct LowRank {
 /// `x Wᵀ + bias + s · dropout(x) Aᵀ Bᵀ`, `[tokens, out]`. All operands share one dtype.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, adapter: Option<LowRank>) -> Tensor<2> {
     if !runs_on_flex(&x) {
-        return linear_reference(x, weight, bias, adapter);
+        return linear_of_parts(x, weight, bias, adapter, dropout);
     }
     let options = LinearOptions {
         has_bias: bias.is_some(),
@@ -65,26 +67,29 @@ pub fn linear_reference(
     bias: Option<Tensor<1>>,
     adapter: Option<LowRank>,
 ) -> Tensor<2> {
+    linear_of_parts(x, weight, bias, adapter, dropout_reference)
+}
+
+/// The products and sums one by one.
+fn linear_of_parts(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    adapter: Option<LowRank>,
+    drop_out: fn(Tensor<2>, &Dropout) -> Tensor<2>,
+) -> Tensor<2> {
     let mut output = x.clone().matmul(weight.transpose());
     if let Some(bias) = bias {
         output = output + bias.unsqueeze::<2>();
     }
     if let Some(LowRank { a, b, scale, dropout }) = adapter {
         let x = match dropout {
-            Some(dropout) => dropout_reference(x, &dropout),
+            Some(dropout) => drop_out(x, &dropout),
             None => x,
         };
         output = output + x.matmul(a.transpose()).matmul(b.transpose()) * scale;
     }
     output
-}
-
-/// `x * mask / (1 - p)`, `[tokens, features]`, in plain tensor operations.
-pub fn dropout_reference(x: Tensor<2>, dropout: &Dropout) -> Tensor<2> {
-    let [tokens, features] = x.dims();
-    let factors = TensorData::new(dropout.factors(features), [tokens, features]);
-    let factors = Tensor::<2>::from_data(factors, (&x.device().without_autodiff(), DType::F32)).cast(x.dtype());
-    x * factors
 }
 
 /// What the operation knows besides its tensors.
@@ -350,7 +355,7 @@ impl<B: LinearBackward, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Distribution};
+    use burn::tensor::{Device, Distribution, TensorData};
 
     use super::*;
 
