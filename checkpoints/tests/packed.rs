@@ -120,8 +120,8 @@ fn blocks_of_zeros_are_zero() {
         assert!(decoded.iter().all(|value| value.abs() < 1e-30), "{decoded:?}");
     }
     assert_eq!(Packed::int8(&[0.0; 6], [2, 3]).decode(), [0.0; 6]);
-    assert_eq!(Packed::nf4(&[], [0, 8], 64, true).decode(), []);
-    assert_eq!(Packed::int8(&[], [3, 0]).decode(), []);
+    assert_eq!(Packed::nf4(&[], [0, 8], 64, true).decode(), [0.0f32; 0]);
+    assert_eq!(Packed::int8(&[], [3, 0]).decode(), [0.0f32; 0]);
 }
 
 #[test]

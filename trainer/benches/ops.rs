@@ -110,6 +110,7 @@ fn layout() -> AttentionLayout {
         boundaries,
         window: None,
         scale: (HEAD_DIM as f32).powf(-0.5),
+        softcap: None,
     }
 }
 

@@ -80,18 +80,32 @@ impl<'a> WeightSource<'a> {
     /// The values of a parameter, kept as its role asks for.
     pub(super) fn value(&self, name: &str, shape: &[usize], role: Role) -> Result<Stored, TrainError> {
         let matrix = <[usize; 2]>::try_from(shape).ok();
-        let packed = match (self.kept(name, role), matrix) {
-            (Kept::Dense, _) | (_, None) => None,
-            (Kept::Quantised, Some(shape)) => Some(self.quantised(name, shape)?),
-            (Kept::Stored, Some(shape)) => Some(self.stored(name, shape)?.in_memory()),
-            (Kept::Mapped, Some(shape)) => Some(self.stored(name, shape)?),
-        };
-        let Storage { dtype, device, .. } = self.storage;
-        Ok(match packed {
-            Some(packed) => Stored::Packed(PackedWeight::new(packed, device)),
-            None => {
+        let Storage {
+            dtype, device, offload, ..
+        } = self.storage;
+        Ok(match (self.kept(name, role), matrix) {
+            (Kept::Dense, _) | (_, None) => {
                 let dtype = if self.trains(name) { DType::F32 } else { *dtype };
                 Stored::Dense(tensor(self.numbers(name, shape)?, device, dtype))
+            }
+            (Kept::Quantised, Some(shape)) => {
+                let packed = self.quantised(name, shape)?;
+                Stored::Packed(if *offload && role == Role::Linear {
+                    PackedWeight::offloaded(packed, device)
+                } else {
+                    PackedWeight::new(packed, device)
+                })
+            }
+            (Kept::Stored, Some(shape)) => {
+                Stored::Packed(PackedWeight::on_host_for(self.stored(name, shape)?.in_memory(), device))
+            }
+            (Kept::Mapped, Some(shape)) => {
+                let packed = self.stored(name, shape)?;
+                Stored::Packed(if role == Role::Linear {
+                    PackedWeight::offloaded(packed, device)
+                } else {
+                    PackedWeight::on_host_for(packed, device)
+                })
             }
         })
     }
@@ -118,7 +132,9 @@ impl<'a> WeightSource<'a> {
             Role::Linear if *offload => Kept::Mapped,
             // A GPU computes with them as they are; a CPU would need twice the memory for that.
             Role::Embedding | Role::Head if on_cpu && *offload => Kept::Mapped,
-            Role::Embedding | Role::Head if on_cpu && (quantization.is_some() || self.config.quantization.is_some()) => {
+            Role::Embedding | Role::Head
+                if on_cpu && (quantization.is_some() || self.config.quantization.is_some()) =>
+            {
                 Kept::Stored
             }
             _ => Kept::Dense,
@@ -156,7 +172,11 @@ impl<'a> WeightSource<'a> {
                 }
             }
         };
-        Ok(if self.storage.offload { packed } else { packed.in_memory() })
+        Ok(if self.storage.offload {
+            packed
+        } else {
+            packed.in_memory()
+        })
     }
 }
 
@@ -166,7 +186,10 @@ fn quantised_matrices(config: &ModelConfig, storage: &Storage) -> Vec<(String, [
         return Vec::new();
     };
     let (hidden, inner, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (queries, keys) = (config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim);
+    let (queries, keys) = (
+        config.num_attention_heads * head_dim,
+        config.num_key_value_heads * head_dim,
+    );
     let linears = [
         ("self_attn.q_proj", [queries, hidden]),
         ("self_attn.k_proj", [keys, hidden]),
@@ -176,12 +199,14 @@ fn quantised_matrices(config: &ModelConfig, storage: &Storage) -> Vec<(String, [
         ("mlp.up_proj", [inner, hidden]),
         ("mlp.down_proj", [hidden, inner]),
     ];
-    let of_blocks = (0..config.num_hidden_layers).flat_map(|block| {
-        linears.map(|(path, shape)| (format!("model.layers.{block}.{path}.weight"), shape))
-    });
-    let head = (quantization.head && !config.tie_word_embeddings)
-        .then(|| (HEAD.to_owned(), [config.vocab_size, hidden]));
-    of_blocks.chain(head).filter(|(name, _)| !(storage.trainable)(name)).collect()
+    let of_blocks = (0..config.num_hidden_layers)
+        .flat_map(|block| linears.map(|(path, shape)| (format!("model.layers.{block}.{path}.weight"), shape)));
+    let head =
+        (quantization.head && !config.tie_word_embeddings).then(|| (HEAD.to_owned(), [config.vocab_size, hidden]));
+    of_blocks
+        .chain(head)
+        .filter(|(name, _)| !(storage.trainable)(name))
+        .collect()
 }
 
 /// Name of the head where it is not the embedding.

@@ -13,7 +13,7 @@ use interlingua_data::cache;
 use interlingua_data::language::canonical;
 use interlingua_data::prepare::Prepared;
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{Adapter, AdapterKind, Format, Init, Recipe, Route, Under, Offload, QuantizationScheme};
+use interlingua_recipes::{Adapter, AdapterKind, Format, Init, Offload, QuantizationScheme, Recipe, Route, Under};
 use serde_json::Value;
 
 use super::closed_form;
