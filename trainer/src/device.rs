@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn a_cpu_computes_in_f32_unless_told_otherwise() {
         let on_cpu = |wanted, file| dtype_on(wanted, file, None).unwrap();
-        assert_eq!(on_cpu(WantedDtype::Auto, FileDtype::Bf16), DType::F32);
+        assert_eq!(on_cpu(WantedDtype::Auto, FileDtype::BF16), DType::F32);
         assert_eq!(on_cpu(WantedDtype::Bf16, FileDtype::F32), DType::BF16);
     }
 
@@ -265,10 +265,10 @@ mod tests {
     fn a_gpu_computes_in_what_it_has() {
         let (turing, ampere) = (gpu((7, 5)), gpu((8, 6)));
         let auto = |gpu, file| dtype_on(WantedDtype::Auto, file, Some(gpu)).unwrap();
-        assert_eq!(auto(&ampere, FileDtype::Bf16), DType::BF16);
-        assert_eq!(auto(&turing, FileDtype::Bf16), DType::F16);
+        assert_eq!(auto(&ampere, FileDtype::BF16), DType::BF16);
+        assert_eq!(auto(&turing, FileDtype::BF16), DType::F16);
         assert_eq!(auto(&ampere, FileDtype::F32), DType::F32);
-        let refusal = dtype_on(WantedDtype::Bf16, FileDtype::Bf16, Some(&turing)).unwrap_err();
+        let refusal = dtype_on(WantedDtype::Bf16, FileDtype::BF16, Some(&turing)).unwrap_err();
         assert_eq!(refusal.exit_code(), 2);
         let text = refusal.to_string();
         assert!(text.contains("capability 7.5") && text.contains("\"f16\""), "{text}");
