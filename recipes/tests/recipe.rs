@@ -371,7 +371,7 @@ prop_compose! {
             (1..u64::from(u32::MAX)).prop_map(Length::Tokens),
             (1e-3..1e3_f64).prop_map(Length::Epochs),
         ],
-        device in prop_oneof![Just(Device::Auto), Just(Device::Cuda(None)), (0..9_usize).prop_map(|n| Device::Cuda(Some(n)))],
+        device in prop_oneof![Just(Device::Auto), Just(Device::Cuda(None)), (0..9_usize).prop_map(|n| Device::Cuda(Some(n))), Just(Device::Tch), Just(Device::TchCuda(None)), (0..9_usize).prop_map(|n| Device::TchCuda(Some(n)))],
         staged in any::<bool>(),
     ) -> Recipe {
         let mut recipe = parse(SMALL, &[]);
