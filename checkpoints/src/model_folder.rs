@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::config::ModelConfig;
 use crate::dtype::{Dtype, HostTensor};
 use crate::error::CheckpointError;
+use crate::packed::Packed;
 use crate::tensors::TensorsFile;
 
 /// Name of the weights of a model in one file.
@@ -25,7 +27,7 @@ pub struct ModelFolder {
     path: PathBuf,
     config: ModelConfig,
     raw_config: Value,
-    files: Vec<TensorsFile>,
+    files: Vec<Arc<TensorsFile>>,
     file_of: BTreeMap<String, usize>,
 }
 
@@ -38,7 +40,7 @@ impl ModelFolder {
         let (files, file_of) = if single.is_file() {
             let file = TensorsFile::open(&single)?;
             let names = file.names().map(|name| (name, 0)).collect();
-            (vec![file], names)
+            (vec![Arc::new(file)], names)
         } else if index.is_file() {
             open_shards(path, &index)?
         } else {
@@ -117,6 +119,23 @@ impl ModelFolder {
         read.transpose()?.flatten().ok_or_else(|| self.missing(name, expected))
     }
 
+    /// Whether its weights are quantised.
+    pub fn is_quantised(&self) -> bool {
+        false
+    }
+
+    /// A matrix of an expected shape where it lies in its file, decoded where it is used.
+    pub fn map(&self, name: &str, expected: [usize; 2]) -> Result<Packed, CheckpointError> {
+        let mapped = self
+            .file_of
+            .get(name)
+            .map(|index| TensorsFile::map(&self.files[*index], name, expected, MISMATCH));
+        mapped
+            .transpose()?
+            .flatten()
+            .ok_or_else(|| self.missing(name, &expected))
+    }
+
     fn missing(&self, name: &str, expected: &[usize]) -> CheckpointError {
         CheckpointError::MissingTensor {
             folder: self.path.clone(),
@@ -136,13 +155,16 @@ impl ModelFolder {
     }
 }
 
-fn open_shards(folder: &Path, index: &Path) -> Result<(Vec<TensorsFile>, BTreeMap<String, usize>), CheckpointError> {
+/// The files of a model, and which of them each tensor is in.
+type Shards = (Vec<Arc<TensorsFile>>, BTreeMap<String, usize>);
+
+fn open_shards(folder: &Path, index: &Path) -> Result<Shards, CheckpointError> {
     let text = std::fs::read_to_string(index).map_err(|source| CheckpointError::io(index, source))?;
     let json: Value = serde_json::from_str(&text)
         .map_err(|error| CheckpointError::config(index, format!("this is not JSON: {error}")))?;
     let weight_map = json.get("weight_map").and_then(Value::as_object);
     let weight_map = weight_map.ok_or_else(|| CheckpointError::config(index, "there is no object `weight_map`"))?;
-    let mut files: Vec<TensorsFile> = Vec::new();
+    let mut files: Vec<Arc<TensorsFile>> = Vec::new();
     let mut file_of = BTreeMap::new();
     for (tensor, shard) in weight_map {
         let name = shard
@@ -165,7 +187,7 @@ fn open_shards(folder: &Path, index: &Path) -> Result<(Vec<TensorsFile>, BTreeMa
                 });
             }
             None => {
-                files.push(TensorsFile::open(&path)?);
+                files.push(Arc::new(TensorsFile::open(&path)?));
                 files.len() - 1
             }
         };

@@ -2,14 +2,17 @@
 //! pages of a tensor are given back to the kernel once it has been read.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use safetensors::SafeTensors;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::dtype::{Dtype, HostTensor, decode_f32};
 use crate::error::CheckpointError;
+use crate::packed::{Bytes, Packed};
 
 /// An open safetensors file.
 #[derive(Debug)]
@@ -73,8 +76,18 @@ impl TensorsFile {
 
     /// The bytes of a tensor.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.map.get(self.range(name)?)
+    }
+
+    /// Where a tensor's bytes are in the file.
+    pub fn range(&self, name: &str) -> Option<Range<usize>> {
         let (from, to) = self.metadata.info(name)?.data_offsets;
-        self.map.get(self.start + from..self.start + to)
+        Some(self.start + from..self.start + to)
+    }
+
+    /// The bytes of a range of the file; none where it has no such range.
+    pub fn slice(&self, range: Range<usize>) -> &[u8] {
+        self.map.get(range).unwrap_or_default()
     }
 
     /// The header's bytes.
@@ -126,6 +139,44 @@ impl TensorsFile {
         self.read(name, expected, advice, stored)
     }
 
+    /// A matrix of floats that should have a shape, left where it lies in the file; none when there is no such tensor.
+    pub fn map(
+        file: &Arc<Self>,
+        name: &str,
+        expected: [usize; 2],
+        advice: &str,
+    ) -> Result<Option<Packed>, CheckpointError> {
+        let (Some(info), Some(range)) = (file.metadata.info(name), file.range(name)) else {
+            return Ok(None);
+        };
+        let dtype = file.check(name, info, &expected, advice)?;
+        let bytes = Bytes::Mapped {
+            file: file.clone(),
+            range,
+        };
+        Ok(Some(Packed::float(dtype, expected, bytes)))
+    }
+
+    /// The number format of a tensor of floats that should have a shape.
+    fn check(&self, name: &str, info: &TensorInfo, expected: &[usize], advice: &str) -> Result<Dtype, CheckpointError> {
+        if info.shape != expected {
+            return Err(CheckpointError::Shape {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                expected: expected.to_vec(),
+                found: info.shape.clone(),
+                advice: advice.to_owned(),
+            });
+        }
+        Dtype::from_safetensors(info.dtype).ok_or_else(|| {
+            let format = info.dtype;
+            CheckpointError::config(
+                &self.path,
+                format!("tensor `{name}` is stored as {format:?}; f32, bf16 and f16 can be read"),
+            )
+        })
+    }
+
     fn read<T>(
         &self,
         name: &str,
@@ -136,32 +187,24 @@ impl TensorsFile {
         let (Some(info), Some(bytes)) = (self.metadata.info(name), self.bytes(name)) else {
             return Ok(None);
         };
-        if info.shape != expected {
-            return Err(CheckpointError::Shape {
-                path: self.path.clone(),
-                tensor: name.to_owned(),
-                expected: expected.to_vec(),
-                found: info.shape.clone(),
-                advice: advice.to_owned(),
-            });
-        }
-        let dtype = Dtype::from_safetensors(info.dtype).ok_or_else(|| {
-            let format = info.dtype;
-            CheckpointError::config(
-                &self.path,
-                format!("tensor `{name}` is stored as {format:?}; f32, bf16 and f16 can be read"),
-            )
-        })?;
+        let dtype = self.check(name, info, expected, advice)?;
         let values = convert(dtype, bytes);
-        self.forget(info.data_offsets);
+        let (from, to) = info.data_offsets;
+        self.forget(self.start + from..self.start + to);
         Ok(Some(values))
     }
 
-    /// Gives the pages that lie wholly within a range of the data back to the kernel; they come again from the file.
-    fn forget(&self, (from, to): (usize, usize)) {
+    /// Asks the kernel to bring a range of the file into memory, without waiting.
+    pub fn prefetch(&self, range: Range<usize>) {
+        // A kernel that refuses only brings the pages in later, when they are read.
+        self.map.advise_range(Advice::WillNeed, range.start, range.len()).ok();
+    }
+
+    /// Gives the pages that lie wholly within a range of the file back to the kernel; they come again from the file.
+    pub fn forget(&self, range: Range<usize>) {
         const PAGE: usize = 4096;
-        let from = (self.start + from).next_multiple_of(PAGE);
-        let to = (self.start + to) / PAGE * PAGE;
+        let from = range.start.next_multiple_of(PAGE);
+        let to = range.end.min(self.map.len()) / PAGE * PAGE;
         if from < to {
             // SAFETY: the map is a read-only view of a file, so dropped pages are read again with the same content.
             // A kernel that refuses only keeps them longer.

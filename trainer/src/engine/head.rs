@@ -7,6 +7,7 @@ use super::gradients::Gradients;
 use super::pass::Pass;
 use crate::models::Model;
 use crate::ops::cross_entropy::{softmax_cross_entropy, target_log_probs};
+use crate::ops::linear::input_gradient;
 use crate::ops::seed::backward_from;
 
 /// Numbers a chunk of logits may hold: 64 MiB in f32.
@@ -111,10 +112,10 @@ pub fn log_probs_with_gradient(
             selected.grad_remove(&mut graph)
         } else {
             // Without anything to train the logits are overwritten by their own gradient.
-            let weight = model.plain_pass().matrix(model.head.weight);
+            let weight = model.plain_pass().weight(model.head.weight);
             let (chunk, gradient) = softmax_cross_entropy(model.logits(selected), tokens, &weights[range]);
             log_probs.extend(chunk);
-            Some(gradient.matmul(weight))
+            Some(input_gradient(gradient, &weight))
         };
         if let Some(gradient) = selected_gradient {
             hidden_gradient = hidden_gradient.select_assign(0, index, gradient, IndexingUpdateOp::Add);

@@ -13,8 +13,9 @@ pub mod rotary;
 pub mod seed;
 pub mod swiglu;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod vector;
+pub mod weight;
 
 use burn::tensor::{DType, Device, Tensor};
 

@@ -25,6 +25,7 @@ use super::step::{Accumulated, Losses, StepData, StepKey, not_finite};
 use super::summary::Summary;
 use super::{Event, Outcome, Started, StopFlag, memory};
 use crate::device::describe;
+use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
 use crate::export::write_results;
 use crate::memory::peak_bytes;
@@ -102,7 +103,7 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     };
     let evaluator = Evaluator::new(recipe, &tokenizer, &base.config)?;
     // Before a checkpoint is put in: the reference is the model as at step 0.
-    let mut losses = losses(recipe, &base, &model, &data, planner.settings.recompute)?;
+    let mut losses = losses(recipe, &base, &model, &data, planner.settings.keeping())?;
     let state = match &latest {
         Some((step, path)) => {
             observe(Event::Note(format!(
@@ -190,7 +191,13 @@ fn check_output(recipe: &Recipe) -> Result<Option<Recipe>, TrainError> {
 }
 
 /// The losses of a recipe, for a model as at step 0.
-fn losses(recipe: &Recipe, base: &Base, model: &Model, data: &Prepared, recompute: bool) -> Result<Losses, TrainError> {
+fn losses(
+    recipe: &Recipe,
+    base: &Base,
+    model: &Model,
+    data: &Prepared,
+    keeping: Keeping,
+) -> Result<Losses, TrainError> {
     let objective = &recipe.objective;
     let frozen = |needed: bool| {
         needed
@@ -218,7 +225,7 @@ fn losses(recipe: &Recipe, base: &Base, model: &Model, data: &Prepared, recomput
         auxiliary: AuxiliaryLoss::prepare(recipe, model, data)?,
         initial,
         anchor: anchor(recipe),
-        recompute,
+        keeping,
     })
 }
 

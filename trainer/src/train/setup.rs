@@ -8,10 +8,11 @@ use interlingua_checkpoints::dtype::Dtype as FileDtype;
 use interlingua_checkpoints::hub;
 use interlingua_checkpoints::model_folder::ModelFolder;
 use interlingua_checkpoints::own_adapter::{AnyAdapter, Description};
+use interlingua_checkpoints::packed::Quantization;
 use interlingua_data::language::canonical;
 use interlingua_data::prepare::Prepared;
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{Adapter, AdapterKind, Format, Init, Recipe, Route, Under};
+use interlingua_recipes::{Adapter, AdapterKind, Format, Init, Offload, Recipe, Route, Under};
 use serde_json::Value;
 
 use super::closed_form;
@@ -22,7 +23,7 @@ use crate::adapters::steering::layer_of;
 use crate::device::{compute_dtype, device};
 use crate::error::TrainError;
 use crate::models::Model;
-use crate::models::load::{Weights, load};
+use crate::models::load::{Storage, Weights, load};
 
 /// The base of a run.
 pub struct Base {
@@ -82,7 +83,7 @@ impl Base {
     pub fn load_bare(&self, recipe: &Recipe) -> Result<Model, TrainError> {
         let device = device(recipe.model.device)?;
         let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device);
-        load(&self.config, &self.weights(recipe), dtype, &device, &|_| false)
+        load(&self.config, &self.weights(recipe), &Storage::frozen(dtype, &device))
     }
 
     fn weights(&self, recipe: &Recipe) -> Weights<'_> {
@@ -97,9 +98,12 @@ impl Base {
         check_adapters(recipe, &self.config)?;
         let device = device(recipe.model.device)?;
         let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device);
-        let mut model = load(&self.config, &self.weights(recipe), dtype, &device, &|name| {
-            selection.selects(name, false)
-        })?;
+        let storage = Storage {
+            trainable: &|name| selection.selects(name, false),
+            offload: recipe.memory.offload == Offload::Weights,
+            ..Storage::frozen(dtype, &device)
+        };
+        let mut model = load(&self.config, &self.weights(recipe), &storage)?;
         put_adapters(&mut model, recipe, data)?;
         if recipe.adapter.is_closed_form() {
             closed_form::fit(&mut model, &recipe.adapter, data)?;
@@ -292,6 +296,11 @@ fn check_existing(existing: &AnyAdapter, adapter: &Adapter, model: &ModelConfig)
     Ok(())
 }
 
+/// How a recipe quantises its base.
+pub fn quantization(_recipe: &Recipe) -> Option<Quantization> {
+    None
+}
+
 /// A model to use, not to train: a folder or hub id, with adapters stacked on it or without. One with a copy for each language
 /// is put on with all of them; see [`Model::adapter_languages`].
 pub fn load_for_inference(
@@ -299,12 +308,17 @@ pub fn load_for_inference(
     adapters: &[PathBuf],
     dtype: interlingua_recipes::Dtype,
     wanted: interlingua_recipes::Device,
+    quantization: Option<Quantization>,
 ) -> Result<(Model, ModelFolder), TrainError> {
     let path = hub::resolve(id_or_path)?;
     let folder = ModelFolder::open(&path)?;
     let device: Device = device(wanted)?;
     let dtype = compute_dtype(dtype, folder.main_dtype(), &device);
-    let mut model = load(folder.config(), &Weights::Folder(&folder), dtype, &device, &|_| false)?;
+    let storage = Storage {
+        quantization,
+        ..Storage::frozen(dtype, &device)
+    };
+    let mut model = load(folder.config(), &Weights::Folder(&folder), &storage)?;
     for (index, path) in adapters.iter().enumerate() {
         let stands_on = Description::read(path)?.unwrap_or_default().under;
         if !stands_on.is_empty() && index == 0 {

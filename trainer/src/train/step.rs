@@ -14,6 +14,7 @@ use crate::engine::forward::Forward;
 use crate::engine::gradients::Gradients;
 use crate::engine::head::{Targets, log_probs, log_probs_with_gradient};
 use crate::engine::inputs::{Inputs, RopeLength};
+use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
 use crate::models::Model;
 
@@ -37,8 +38,8 @@ pub struct Losses {
     pub initial: Option<Model>,
     /// The language that the others are tied to in groups.
     pub anchor: Option<String>,
-    /// Whether the backward pass makes the graphs of blocks again.
-    pub recompute: bool,
+    /// What forward passes keep for the backward pass.
+    pub keeping: Keeping,
 }
 
 /// The data of a step.
@@ -154,7 +155,7 @@ impl Losses {
         for (auxiliary, units) in self.auxiliary.iter().zip(&data.auxiliary) {
             if !units.is_empty() {
                 let (initial, gradients) = (self.initial.as_ref(), &mut sum.gradients);
-                let terms = auxiliary.accumulate(model, initial, units, self.recompute, key, gradients);
+                let terms = auxiliary.accumulate(model, initial, units, self.keeping, key, gradients);
                 sum.losses.extend(terms);
             }
         }
@@ -239,7 +240,7 @@ impl Losses {
         if reads_head {
             wanted.push(last);
         }
-        let forward = Forward::run(model, inputs, &wanted, self.recompute);
+        let forward = Forward::run(model, inputs, &wanted, self.keeping);
         let early = (!self.main.is_linear() || on_batch.reads_options())
             .then(|| log_probs(model, forward.hidden(last), &targets.targets));
         if !on_batch.is_empty() {

@@ -11,6 +11,7 @@ use interlingua_recipes::Recipe;
 use interlingua_trainer::engine::forward::Forward;
 use interlingua_trainer::engine::gradients::Gradients;
 use interlingua_trainer::engine::inputs::{Inputs, RopeLength};
+use interlingua_trainer::engine::keeping::Keeping;
 use interlingua_trainer::models::Model;
 use interlingua_trainer::objectives::lens::{Groups, Lens, Subspaces};
 use interlingua_trainer::train::auxiliary::AuxiliaryLoss;
@@ -109,7 +110,7 @@ fn losses(model: &Model, recipe: &Recipe, data: &Prepared) -> Losses {
         auxiliary: AuxiliaryLoss::prepare(recipe, model, data).unwrap(),
         initial: Some(initial),
         anchor: Some("en".to_owned()),
-        recompute: false,
+        keeping: Keeping::default(),
     }
 }
 
@@ -346,7 +347,15 @@ fn lens() {
             }
         }
         let last = model.blocks.len();
-        let forward = Forward::run(&model, &inputs, &[last], true);
+        let forward = Forward::run(
+            &model,
+            &inputs,
+            &[last],
+            Keeping {
+                recompute: true,
+                ..Keeping::default()
+            },
+        );
         let before = initial.hidden_state(&inputs, last);
         let (terms, gradient) = loss.loss(forward.hidden(last), &before, &groups, prompts as u64, 1.0);
         let mut gradients = Gradients::default();

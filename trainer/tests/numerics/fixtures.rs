@@ -11,9 +11,10 @@ use interlingua_trainer::adapters::attach::attach_folder;
 use interlingua_trainer::engine::gradients::Gradients;
 use interlingua_trainer::engine::head::Targets;
 use interlingua_trainer::engine::inputs::{Inputs, RopeLength};
+use interlingua_trainer::engine::keeping::Keeping;
 use interlingua_trainer::engine::step::forward_backward;
 use interlingua_trainer::models::Model;
-use interlingua_trainer::models::load::{Weights, load};
+use interlingua_trainer::models::load::{Storage, Weights, load};
 use serde_json::Value;
 
 /// The models that there are fixtures for.
@@ -62,9 +63,10 @@ pub(crate) fn model(name: &str, trainable: bool) -> Model {
     load(
         folder.config(),
         &Weights::Folder(&folder),
-        DType::F32,
-        &Device::flex(),
-        &|_| trainable,
+        &Storage {
+            trainable: &|_| trainable,
+            ..Storage::frozen(DType::F32, &Device::flex())
+        },
     )
     .unwrap()
 }
@@ -109,7 +111,17 @@ pub(crate) fn loss_and_gradients(
 ) -> (f64, Gradients) {
     let mut gradients = Gradients::default();
     let weights = vec![1.0 / targets.len() as f32; targets.len()];
-    let log_probs = forward_backward(model, inputs, targets, &weights, recompute, &mut gradients);
+    let log_probs = forward_backward(
+        model,
+        inputs,
+        targets,
+        &weights,
+        Keeping {
+            recompute,
+            ..Keeping::default()
+        },
+        &mut gradients,
+    );
     let sum: f64 = log_probs.iter().map(|log_prob| -f64::from(*log_prob)).sum();
     (sum / targets.len() as f64, gradients)
 }

@@ -8,4 +8,5 @@ mod fixtures;
 mod models;
 mod objectives;
 mod optimizers;
+mod packed;
 mod stacks;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use interlingua_data::batch::MicroBatch;
 use interlingua_data::dataset::{Dataset, TokenizedSample};
 use interlingua_recipes::Objective;
+use interlingua_trainer::engine::keeping::Keeping;
 use interlingua_trainer::models::Model;
 use interlingua_trainer::objectives::kto::Kto;
 use interlingua_trainer::objectives::preference::{Pair, PairObjective};
@@ -136,7 +137,7 @@ fn losses(model: &Model, objective: &Objective) -> Losses {
         auxiliary: Vec::new(),
         initial: None,
         anchor: None,
-        recompute: false,
+        keeping: Keeping::default(),
     }
 }
 

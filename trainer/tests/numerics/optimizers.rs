@@ -6,7 +6,7 @@ use interlingua_trainer::engine::gradients::Gradients;
 use interlingua_trainer::models::load::tensor;
 use interlingua_trainer::optimizers::adamw::AdamW;
 use interlingua_trainer::optimizers::schedule::learning_rate;
-use interlingua_trainer::parameters::{Parameter, ParameterId, Parameters};
+use interlingua_trainer::parameters::{Parameter, ParameterId, Parameters, Stored};
 use serde_json::Value;
 
 use crate::fixtures::{host, json, tensors, values};
@@ -32,7 +32,7 @@ fn adamw_steps_as_in_pytorch() {
                 parameters.add(Parameter {
                     name: (*part).into(),
                     shape,
-                    value,
+                    value: Stored::Dense(value),
                     trainable: true,
                     adapter: false,
                     frozen: false,
@@ -68,7 +68,7 @@ fn adamw_steps_as_in_pytorch() {
             }
             optimizer.step(&mut parameters, &gradients, number("lr"));
             for (id, part) in ids.iter().zip(NAMES) {
-                let found = host(&parameters.get(*id).value);
+                let found = host(&parameters.get(*id).values());
                 let expected = row(&format!("{name}.{part}"), found.len());
                 for (found, expected) in found.iter().zip(expected) {
                     let off = f64::from((found - expected).abs());
