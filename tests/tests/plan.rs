@@ -202,3 +202,112 @@ fn plans_are_within_a_tenth_of_what_is_allocated() {
         .collect();
     assert!(off.is_empty(), "{off:#?}");
 }
+
+#[test]
+fn a_plan_needs_nothing_but_the_config() {
+    let scratch = scratch();
+    std::fs::remove_file(scratch.path("rows.jsonl")).unwrap();
+    let plan =
+        |arguments: &[&str]| scratch.run([&["plan", "recipe.toml", "--set", "model.init=weights"], arguments].concat());
+    let shown = plan(&[]);
+    for part in [
+        "weights",
+        "block inputs",
+        "highest moment",
+        "parameters are trained",
+        "a step",
+    ] {
+        assert!(shown.succeeds().stdout.contains(part), "{shown:#?}");
+    }
+    let of = |arguments: &[&str]| plan(&[&["--json"], arguments].concat()).succeeds().json()["stages"][0].clone();
+    let (cpu, cuda) = (of(&[]), of(&["--device", "cuda"]));
+    let weights = |stage: &Value| stage["plan"]["device"]["weights"].as_f64().unwrap();
+    // bf16 there, f32 here.
+    assert_eq!(weights(&cpu), 2.0 * weights(&cuda));
+    // A, B: 16 * (in + out) of seven layers in four blocks.
+    assert_eq!(
+        cpu["plan"]["of"]["trainable_parameters"],
+        4 * 16 * (512 + 384 + 384 + 512 + 3 * 1280)
+    );
+    assert!(cpu["plan"]["step_seconds"].as_f64().unwrap() > 0.0);
+
+    let limited = of(&["--budget", "60MiB"]);
+    let batch = &limited["largest_batch"];
+    assert!(batch["plan"]["device"]["total"].as_u64().unwrap() <= 60 << 20);
+    assert!(limited["longest"]["max_length"].as_u64().unwrap() > 0);
+    let shown = plan(&["--budget", "60MiB"]);
+    assert!(
+        shown.succeeds().stdout.contains("largest batch that fits"),
+        "{shown:#?}"
+    );
+    plan(&["--budget", "1MiB"]).refuses(2, &["1.00 MiB are too little", "one sequence of 64 tokens", "weights"]);
+    plan(&["--budget", "much"]).refuses(2, &["--budget", "4GiB"]);
+}
+
+#[test]
+fn a_run_over_its_budget_is_refused_before_anything_is_loaded() {
+    let scratch = scratch();
+    let run = |command: &'static str, settings: &[&str]| {
+        let mut arguments = vec![command, "recipe.toml"];
+        settings.iter().for_each(|setting| arguments.extend(["--set", setting]));
+        scratch.run(arguments)
+    };
+    let settings = ["memory.budget=80MiB", "train.batch_size=8", "memory.recompute=none"];
+    for command in ["train", "validate"] {
+        let refused = run(command, &settings);
+        refused.refuses(
+            2,
+            &["memory.budget is 80.00 MiB", "planned to take", "activations", "--set"],
+        );
+        assert!(!scratch.path("run").exists());
+    }
+    // What the message proposes works.
+    let message = run("train", &settings).stderr;
+    let proposed: Vec<&str> = message
+        .split("--set ")
+        .skip(1)
+        .map(|setting| setting.split_whitespace().next().unwrap())
+        .collect();
+    assert!(proposed.contains(&"memory.recompute=block"), "{message}");
+    let ran = run("train", &[&settings[..], &proposed, &["train.steps=1"]].concat());
+    ran.succeeds();
+    for line in ["memory planned", "memory at its highest"] {
+        assert!(ran.stderr.contains(line), "{ran:#?}");
+    }
+    // Graphs that do not fit are made again, without being told.
+    let auto = [
+        "memory.budget=80MiB",
+        "train.batch_size=4",
+        "train.steps=1",
+        "output=auto",
+    ];
+    run("train", &auto).succeeds();
+    let plan: Value = serde_json::from_str(&scratch.read("auto/plan.json")).unwrap();
+    assert_eq!(plan["of"]["recompute"], "block");
+}
+
+#[test]
+fn memory_stays_flat_over_two_thousand_steps() {
+    let scratch = Scratch::new();
+    interlingua_tests::adapter_run::write(&scratch);
+    let rows: String = (0..32)
+        .map(|row| {
+            let ids: Vec<usize> = (0..12).map(|place| (row * 7 + place * 3) % 90).collect();
+            format!("{{\"input_ids\": {ids:?}}}\n")
+        })
+        .collect();
+    let data = scratch.write("even.jsonl", rows);
+    let path = format!("data.sources.0.path={}", data.display());
+    let settings = [
+        &path,
+        "train.steps=2000",
+        "train.batch_size=2",
+        "train.checkpoint_every=0",
+    ];
+    let arguments = interlingua_tests::adapter_run::arguments(&settings);
+    scratch.run([&arguments[..], &["--quiet"]].concat()).succeeds();
+    let peaks = column(&scratch.path("run"), "memory_bytes");
+    assert_eq!(peaks.len(), 2000);
+    let grown = peaks[1999] - peaks[99];
+    assert!(grown < 64.0 * 1024.0, "{grown} bytes in 1900 steps");
+}

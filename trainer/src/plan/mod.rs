@@ -9,6 +9,8 @@ pub mod budget;
 pub mod moments;
 pub mod settings;
 pub mod shapes;
+#[cfg(test)]
+mod tests;
 pub mod time;
 pub mod weights;
 
