@@ -6,6 +6,7 @@
 //! [`run_state`] keeps checkpoints complete or absent.
 
 pub mod atomic;
+pub mod codes;
 pub mod config;
 mod config_reader;
 pub mod dtype;

@@ -20,9 +20,7 @@ const VALUES: &[(&str, &[&str])] = &[
         "eval.tasks.kind",
         &["multiple-choice", "retrieval", "similarity", "tokenizer"],
     ),
-    ("model.device", &["tch", "tch:cuda"]),
     ("objective.kind", &["contrastive", "reward", "process-reward"]),
-    ("optimizer.kind", &["adamw8bit"]),
     (
         "train.early_stop.metric",
         &[

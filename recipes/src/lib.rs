@@ -49,7 +49,7 @@ pub use merge::{Merge, MergeCombination, MergeMethod, MergeStage};
 pub use mix::{Mix, MixBy, MixPhase, MixUnit};
 pub use model::{Device, Dtype, Init, Model};
 pub use objective::{Nll, Objective, ObjectiveKind};
-pub use optimizer::{Optimizer, OptimizerKind};
+pub use optimizer::{Moments, Optimizer, OptimizerKind};
 pub use parallel::{Arrangement, Missing, Parallel};
 pub use recipe::Recipe;
 pub use reference::{Reference, ReferenceAdapter};

@@ -209,6 +209,7 @@ impl Recipe {
         }
         recipe.objective.fill_in();
         recipe.adapter.fill_in();
+        recipe.optimizer.fill_in();
         if !has_length && recipe.adapter.is_closed_form() {
             (recipe.train.steps, recipe.train.epochs) = (Some(0), None);
         } else if !has_length {

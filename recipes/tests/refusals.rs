@@ -106,6 +106,9 @@ fn values_out_of_range() {
     assert_snapshot!(set("optimizer.learning_rate=nan"), @r#"--set optimizer.learning_rate=nan: `optimizer.learning_rate` is NaN, but must be a number of at least 0. Write a finite number."#);
     assert_snapshot!(set("optimizer.betas=[0.9, 1.0]"), @r#"--set optimizer.betas=[0.9, 1.0]: `optimizer.betas.1` is 1.0, but must be a number of at least 0 and below 1."#);
     assert_snapshot!(set("optimizer.eps=0"), @r#"--set optimizer.eps=0: `optimizer.eps` is 0, but must be a number above 0."#);
+    assert_snapshot!(set("optimizer.kind=adamw4bit"), @r#"--set optimizer.kind=adamw4bit: `optimizer.kind` is "adamw4bit", but must be "adamw" or "adamw8bit". Did you mean "adamw8bit"?"#);
+    assert_snapshot!(set("optimizer.moments=f16"), @r#"--set optimizer.moments=f16: `optimizer.moments` is "f16", but must be "f32" or "bf16". Did you mean "bf16"?"#);
+    assert_snapshot!(with("[optimizer]\nkind = \"adamw8bit\"\nmoments = \"f32\""), @r#"my.toml:10: `optimizer.moments` is not read by "adamw8bit", whose moments have 8 bits. Leave it out."#);
     assert_snapshot!(set("schedule.warmup=1.5"), @r#"--set schedule.warmup=1.5: `schedule.warmup` is 1.5, but must be a fraction below 1 of the run or a whole number of steps."#);
     assert_snapshot!(set("schedule.min_ratio=2"), @r#"--set schedule.min_ratio=2: `schedule.min_ratio` is 2, but must be a number from 0 to 1."#);
     assert_snapshot!(set("train.freeze=[{match='x', until=2}]"), @r#"--set train.freeze=[{match='x', until=2}]: `train.freeze.0.until` is 2, but must be a number above 0 and of at most 1."#);

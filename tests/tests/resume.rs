@@ -33,6 +33,31 @@ fn checkpoint(run: &Path, step: u64) -> PathBuf {
     run.join(format!("checkpoint-{step}"))
 }
 
+/// An undisturbed run, and one that is killed at these shares of its time and then goes on; they must not differ.
+fn run_and_kill(settings: &[&str], shares: &[f64]) -> (Scratch, Scratch) {
+    let (whole, killed) = (scratch(), scratch());
+    let start = std::time::Instant::now();
+    whole.run(arguments(settings)).succeeds();
+    let duration = start.elapsed();
+    let mut kills = 0;
+    for share in shares {
+        let mut child = killed
+            .command(arguments(settings))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        std::thread::sleep(duration.mul_f64(*share).max(Duration::from_millis(1)));
+        kills += usize::from(child.try_wait().expect("a child").is_none());
+        child.kill().expect("a child");
+        child.wait().expect("a child");
+    }
+    assert!(kills > 1, "{kills} kills");
+    killed.run(arguments(settings)).succeeds();
+    assert_same(&whole.path("run"), &killed.path("run"));
+    (whole, killed)
+}
+
 #[test]
 fn killed_at_any_time_a_run_ends_with_the_same_adapter() {
     // A checkpoint after each step, so that many of the kills fall into saving.
@@ -42,27 +67,9 @@ fn killed_at_any_time_a_run_ends_with_the_same_adapter() {
         "data.holdout=0.2",
         "train.eval_every=7",
     ];
-    let (whole, killed) = (scratch(), scratch());
-    let start = std::time::Instant::now();
-    whole.run(arguments(&settings)).succeeds();
-    let duration = start.elapsed();
-    let mut kills = 0;
     // Shares of the whole run's time, in no order, so that a slow machine is killed in the same places as a fast one.
-    for share in [0.21, 0.12, 0.3, 0.17, 0.26, 0.14, 0.35, 0.2, 0.4, 0.3] {
-        let mut child = killed
-            .command(arguments(&settings))
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .expect("the binary starts");
-        std::thread::sleep(duration.mul_f64(share).max(Duration::from_millis(1)));
-        kills += usize::from(child.try_wait().unwrap().is_none());
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    assert!(kills > 1, "{kills} kills");
-    killed.run(arguments(&settings)).succeeds();
-    assert_same(&whole.path("run"), &killed.path("run"));
+    let shares = [0.21, 0.12, 0.3, 0.17, 0.26, 0.14, 0.35, 0.2, 0.4, 0.3];
+    let (whole, killed) = run_and_kill(&settings, &shares);
     let evaluations = |scratch: &Scratch| -> Vec<String> {
         let rows = rows(&scratch.path("run"), "eval");
         rows.iter()
@@ -76,6 +83,45 @@ fn killed_at_any_time_a_run_ends_with_the_same_adapter() {
         .filter(|name| name.contains("tmp") || name.contains("partial"))
         .collect();
     assert!(names.is_empty(), "half-written files are left: {names:?}");
+}
+
+/// The rank makes matrices so large that their moments have 8 bits where the recipe asks for that.
+#[test]
+fn killed_with_small_moments_a_run_ends_with_the_same_adapter() {
+    for (setting, files, bytes) in [
+        ("optimizer.moments=f32", 1, 8.0),
+        ("optimizer.moments=bf16", 1, 4.0),
+        ("optimizer.kind=adamw8bit", 2, 2.04),
+    ] {
+        let settings = [
+            setting,
+            "adapter.rank=256",
+            "train.steps=15",
+            "train.checkpoint_every=1",
+        ];
+        let (whole, killed) = run_and_kill(&settings, &[0.3, 0.5, 0.4]);
+        let moments = |scratch: &Scratch| {
+            let files = fs::read_dir(checkpoint(&scratch.path("run"), 15)).unwrap().flatten();
+            let name = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+            let mut moments: Vec<(String, Vec<u8>)> = files
+                .filter(|entry| name(entry).starts_with("optimizer."))
+                .map(|entry| (name(&entry), fs::read(entry.path()).unwrap()))
+                .collect();
+            moments.sort();
+            moments
+        };
+        let found = moments(&whole);
+        assert!(found == moments(&killed), "{setting}: the moments differ");
+        assert_eq!(found.len(), files, "{setting}");
+        let parameters = fs::metadata(checkpoint(&whole.path("run"), 15).join("parameters.safetensors"));
+        let numbers = parameters.unwrap().len() as f64 / 4.0;
+        let held: usize = found.iter().map(|(_, bytes)| bytes.len()).sum();
+        // The headers of the files are in this too.
+        assert!(
+            (held as f64) < bytes * numbers * 1.03,
+            "{setting}: {held} bytes for {numbers} numbers"
+        );
+    }
 }
 
 #[test]
@@ -152,6 +198,9 @@ fn another_recipe_is_refused_with_the_key() {
         ("data.shuffle=false", "data.shuffle"),
         ("train.batch_size=2", "train.batch_size"),
         ("seed=43", "seed"),
+        ("optimizer.moments=bf16", "optimizer.moments"),
+        ("optimizer.kind=adamw8bit", "optimizer.kind"),
+        ("model.dtype=f16", "model.dtype"),
     ] {
         scratch.run(arguments(&[setting])).refuses(2, &[key, "--fresh"]);
     }
@@ -164,6 +213,8 @@ fn another_recipe_is_refused_with_the_key() {
         "train.keep_checkpoints=1",
         "memory.recompute=block",
         "train.log_every=2",
+        // What it is without being said.
+        "optimizer.moments=f32",
     ] {
         let ran = scratch.run(arguments(&[setting]));
         assert!(ran.succeeds().stdout.contains("already finished"), "{setting}: {ran:?}");

@@ -82,6 +82,7 @@ impl<'a> Forward<'a> {
         let mut x = model.embed(inputs, &forward.pass(false));
         for index in 0..blocks.min(last) {
             forward.keep_hidden(index, &x, boundaries);
+            model.bring(index + 1);
             // Blocks below the lowest trainable parameter keep nothing.
             if index >= forward.lowest && !keeping.recompute {
                 let part = forward.build(x, index);
@@ -133,6 +134,9 @@ impl<'a> Forward<'a> {
         for (index, kept) in (self.lowest..self.lowest + kept.len()).zip(kept).rev() {
             gradient = add(gradient, by_boundary.remove(&(index + 1)));
             let Some(above) = gradient.take() else { continue };
+            if index > self.lowest {
+                self.model.bring(index - 1);
+            }
             gradient = match kept {
                 Kept::Graph(part) => part.backward(above, gradients),
                 Kept::Input(x) => {

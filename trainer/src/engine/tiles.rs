@@ -27,9 +27,10 @@ pub fn tile_size(device: &Device) -> usize {
     }
 }
 
-/// A block of a model with what all passes through it read.
+/// A block of a model with what all passes through it read. Weights that are kept elsewhere are there while it lives.
 pub struct TiledBlock<'a> {
     model: &'a Model,
+    index: usize,
     block: &'a Block,
     inputs: &'a Inputs,
     /// The inputs of each tile, with its tokens.
@@ -51,8 +52,10 @@ impl<'a> TiledBlock<'a> {
             let ranges = (0..tokens).step_by(size).map(|start| start..tokens.min(start + size));
             ranges.map(|tile| (tile.clone(), inputs.tile(tile))).collect()
         };
+        model.bring(index);
         Self {
             model,
+            index,
             block: &model.blocks[index],
             inputs,
             tiles,
@@ -198,6 +201,12 @@ impl<'a> TiledBlock<'a> {
             by_input.extend(input_wanted.then(|| x.grad_remove(&mut graph)).flatten());
         }
         whole(by_input)
+    }
+}
+
+impl Drop for TiledBlock<'_> {
+    fn drop(&mut self) {
+        self.model.let_go(self.index);
     }
 }
 

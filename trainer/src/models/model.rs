@@ -11,8 +11,8 @@ use crate::engine::pass::Pass;
 use crate::engine::tiles::TiledBlock;
 use crate::layers::linear::Linear;
 use crate::ops::rms_norm::rms_norm;
-use crate::ops::weight::Weight;
-use crate::parameters::{ParameterId, Parameters};
+use crate::ops::weight::{PackedWeight, Weight};
+use crate::parameters::{ParameterId, Parameters, Stored};
 
 /// A decoder-only model: embedding, blocks, final norm, head.
 #[derive(Clone, Debug)]
@@ -97,10 +97,31 @@ impl Model {
         }
     }
 
+    /// Asks for the weights of a block that are kept elsewhere; none where there is no such block.
+    pub fn bring(&self, index: usize) {
+        self.packed_weights(index).for_each(PackedWeight::bring);
+    }
+
+    /// Lets the weights of a block that are kept elsewhere go again.
+    pub fn let_go(&self, index: usize) {
+        self.packed_weights(index).for_each(PackedWeight::let_go);
+    }
+
+    fn packed_weights(&self, index: usize) -> impl Iterator<Item = &PackedWeight> {
+        let linears = self.blocks.get(index).map(Block::linears).into_iter().flatten();
+        linears.filter_map(|linear| match &self.parameters.get(linear.weight).value {
+            Stored::Packed(weight) => Some(weight),
+            Stored::Dense(_) => None,
+        })
+    }
+
     /// What the first `count` blocks make of the embedding, `[tokens, hidden]`, without gradients or the final norm.
     pub fn output_of_blocks(&self, inputs: &Inputs, count: usize) -> Tensor<2> {
         let embedded = self.embed(inputs, &self.plain_pass());
-        (0..count).fold(embedded, |x, index| TiledBlock::new(self, index, inputs).forward(&x))
+        (0..count).fold(embedded, |x, index| {
+            self.bring(index + 1);
+            TiledBlock::new(self, index, inputs).forward(&x)
+        })
     }
 
     /// The same model without the adapter that is trained; the weights are shared, not copied. Frozen adapters stay.

@@ -85,22 +85,24 @@ pub fn adamw_step<const D: usize>(
 
 /// The factors of one step, each computed in f64 and rounded once, as torch does.
 #[derive(Clone, Copy)]
-struct Numbers {
-    decay: f32,
-    first_weight: f32,
-    second_decay: f32,
-    second_weight: f32,
-    inverse_root_bias: f32,
-    epsilon: f32,
-    step_size: f32,
+pub(super) struct Numbers {
+    pub(super) decay: f32,
+    pub(super) first_decay: f32,
+    pub(super) first_weight: f32,
+    pub(super) second_decay: f32,
+    pub(super) second_weight: f32,
+    pub(super) inverse_root_bias: f32,
+    pub(super) epsilon: f32,
+    pub(super) step_size: f32,
 }
 
 impl Numbers {
-    fn new(step: &AdamWStep) -> Self {
+    pub(super) fn new(step: &AdamWStep) -> Self {
         let bias1 = 1.0 - step.beta1.powf(step.step as f64);
         let bias2 = 1.0 - step.beta2.powf(step.step as f64);
         Self {
             decay: (1.0 - step.learning_rate * step.weight_decay) as f32,
+            first_decay: step.beta1 as f32,
             first_weight: (1.0 - step.beta1) as f32,
             second_decay: step.beta2 as f32,
             second_weight: (1.0 - step.beta2) as f32,
@@ -116,11 +118,24 @@ impl Numbers {
 fn update(parameter: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32], numbers: Numbers) {
     let elements = parameter.iter_mut().zip(first).zip(second).zip(gradient);
     for (((parameter, first), second), gradient) in elements {
-        *first += (gradient - *first) * numbers.first_weight;
-        *second = *second * numbers.second_decay + gradient * gradient * numbers.second_weight;
-        let denominator = second.sqrt() * numbers.inverse_root_bias + numbers.epsilon;
-        *parameter = *parameter * numbers.decay - numbers.step_size * (*first / denominator);
+        (*first, *second) = update_one(parameter, *first, *second, *gradient, numbers);
     }
+}
+
+/// One step on one element: the new moments.
+#[inline(always)]
+pub(super) fn update_one(parameter: &mut f32, first: f32, second: f32, gradient: f32, numbers: Numbers) -> (f32, f32) {
+    let first = first + (gradient - first) * numbers.first_weight;
+    let second = second * numbers.second_decay + gradient * gradient * numbers.second_weight;
+    move_one(parameter, first, second, numbers);
+    (first, second)
+}
+
+/// Decays one element and moves it by its new moments.
+#[inline(always)]
+pub(super) fn move_one(parameter: &mut f32, first: f32, second: f32, numbers: Numbers) {
+    let denominator = second.sqrt() * numbers.inverse_root_bias + numbers.epsilon;
+    *parameter = *parameter * numbers.decay - numbers.step_size * (first / denominator);
 }
 
 /// The same in plain tensor operations.

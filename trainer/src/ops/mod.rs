@@ -2,12 +2,15 @@
 //! (the definition, and what runs where there is no kernel), the CPU kernel and the backward pass.
 
 pub mod adamw;
+pub mod adamw8bit;
+pub mod adamw_bf16;
 pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;
 mod flex;
 pub mod linear;
 pub mod matrix;
+pub mod quantile_map;
 pub mod rms_norm;
 pub mod rotary;
 pub mod seed;

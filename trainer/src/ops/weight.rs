@@ -65,6 +65,16 @@ impl PackedWeight {
         &self.packed
     }
 
+    /// Asks for a weight that lies in a file, so that it is in memory by the time it is used.
+    pub fn bring(&self) {
+        self.packed.prefetch();
+    }
+
+    /// Gives the memory of a weight that lies in a file back.
+    pub fn let_go(&self) {
+        self.packed.release();
+    }
+
     /// The whole weight `[outputs, inputs]`, in a dtype.
     pub fn dense(&self, dtype: DType) -> Tensor<2> {
         let [rows, columns] = self.packed.shape();

@@ -9,6 +9,7 @@ use super::shapes::Shapes;
 use super::weights::{self, F32};
 use super::{DeviceMemory, HostMemory};
 use crate::engine::head::chunk_rows_of;
+use crate::optimizers::moments::MomentFormat;
 
 /// Buffers of a thread that computes: the second-level cache, which the matrix multiplication packs into, and a tile of
 /// attention scores with its gradients.
@@ -346,14 +347,21 @@ impl<'a> Step<'a> {
         ]
     }
 
-    /// What is on its way into a checkpoint.
+    /// A tensor on its way into a checkpoint: its values as bytes, as numbers, and as bytes of the file. Codes of moments are
+    /// written together.
     fn checkpoint(&self) -> Moment {
-        let sizes = || self.shapes.trained();
-        let all: u64 = sizes().sum();
-        let largest = sizes().max().unwrap_or(0);
-        Moment {
-            other: 2 * F32 * all + 2 * F32 * largest,
-            ..Moment::default()
+        let largest = self.shapes.trained().max().unwrap_or(0);
+        let codes = match self.settings.moments {
+            MomentFormat::EightBits => 2 * self.shapes.trained_elements(),
+            MomentFormat::F32 | MomentFormat::Bf16 => 0,
+        };
+        match self.settings.device {
+            DeviceKind::Cpu => Moment {
+                other: 3 * F32 * largest + codes,
+                ..Moment::default()
+            },
+            // That is in host memory.
+            DeviceKind::Cuda => Moment::default(),
         }
     }
 }

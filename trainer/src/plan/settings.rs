@@ -11,8 +11,8 @@ use interlingua_recipes::{
 };
 
 use super::time;
-use crate::engine::keeping::Keeping;
 use crate::engine::tiles::{CPU_TILE, GPU_TILE};
+use crate::optimizers::moments::MomentFormat;
 
 /// Tokens of a batch of an evaluation.
 const EVALUATION_TOKENS: usize = 4096;
@@ -50,17 +50,6 @@ pub enum Packing {
     },
     /// One byte a number and one scale a row.
     Int8,
-}
-
-/// The format of the optimizer's two moments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MomentFormat {
-    /// 32-bit floats.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// One byte a number in blocks of 256 with a scale each; small parameters in f32.
-    Bytes,
 }
 
 /// What tokenised data says, where it is there already.
@@ -192,7 +181,7 @@ impl Settings {
             file_number: file.bytes() as u64,
             packing: None,
             packs_head: false,
-            moments: MomentFormat::F32,
+            moments: MomentFormat::of(&recipe.optimizer),
             recompute: recipe.memory.recompute == Recompute::Block,
             block_input_number: match recipe.memory.block_inputs {
                 BlockInputs::Auto => number,
@@ -230,15 +219,6 @@ impl Settings {
         match self.device {
             DeviceKind::Cpu => CPU_TILE as u64,
             DeviceKind::Cuda => GPU_TILE as u64,
-        }
-    }
-
-    /// What forward passes keep of blocks under these settings.
-    pub fn keeping(&self) -> Keeping {
-        Keeping {
-            recompute: self.recompute,
-            half: self.block_input_number < self.number,
-            offload: self.offload == Offload::Activations,
         }
     }
 

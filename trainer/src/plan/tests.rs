@@ -8,7 +8,8 @@ use interlingua_recipes::{Offload, Recipe, Recompute};
 use proptest::prelude::*;
 
 use super::Planner;
-use super::settings::{DataFacts, DeviceKind, MomentFormat, Packing, Settings};
+use super::settings::{DataFacts, DeviceKind, Packing, Settings};
+use crate::optimizers::moments::MomentFormat;
 
 const GIB: u64 = 1 << 30;
 const QWEN: &str = include_str!("fixtures/qwen2-1.5b.json");
@@ -66,7 +67,7 @@ fn llama_of_eight_billion_trains_on_eight_gibibytes() {
         "memory.recompute=block",
     ];
     let mut planner = quantised(LLAMA_8B, DeviceKind::Cuda, &settings);
-    planner.settings.moments = MomentFormat::Bytes;
+    planner.settings.moments = MomentFormat::EightBits;
     let plan = planner.plan();
     assert!(plan.device.total < 7 * GIB, "{plan:#?}");
     planner.settings.offload = Offload::Activations;
@@ -89,7 +90,7 @@ fn long_contexts_fit_with_room() {
             "memory.offload=activations",
         ];
         let mut planner = quantised(LLAMA_8B, DeviceKind::Cuda, &settings);
-        planner.settings.moments = MomentFormat::Bytes;
+        planner.settings.moments = MomentFormat::EightBits;
         let plan = planner.plan();
         assert!(plan.device.total * 10 < 9 * gibibytes * GIB, "{tokens}: {plan:#?}");
     }

@@ -2,15 +2,11 @@
 
 use interlingua_recipes::Offload;
 
-use super::settings::{DeviceKind, MomentFormat, Packing, Settings};
+use super::settings::{DeviceKind, Packing, Settings};
 use super::shapes::{BaseParameter, Place, Shapes};
 
 /// Bytes of an f32.
 pub const F32: u64 = 4;
-/// Parameters with fewer numbers keep their moments in f32 under an optimizer of 8 bits.
-const SMALL: u64 = 4096;
-/// Numbers that share the scale of a moment of 8 bits.
-const MOMENT_BLOCK: u64 = 256;
 /// Blocks of NF4 that share the scale of their scales.
 const SCALE_BLOCK: u64 = 256;
 
@@ -111,10 +107,6 @@ fn packed_bytes(packing: Packing, [rows, columns]: [usize; 2]) -> u64 {
 
 /// The two moments of everything that is trained.
 pub fn optimizer(shapes: &Shapes, settings: &Settings) -> u64 {
-    let moments = |elements: u64| match settings.moments {
-        MomentFormat::Bf16 => 2 * 2 * elements,
-        MomentFormat::Bytes if elements >= SMALL => 2 * (elements + F32 * elements.div_ceil(MOMENT_BLOCK)),
-        MomentFormat::F32 | MomentFormat::Bytes => 2 * F32 * elements,
-    };
+    let moments = |elements: u64| settings.moments.bytes(elements as usize) as u64;
     shapes.trained().map(moments).sum()
 }

@@ -5,6 +5,7 @@ pub mod batch_losses;
 pub mod checkpoint;
 pub mod closed_form;
 pub mod evaluate;
+pub mod loss_scale;
 pub mod main_loss;
 pub mod memory;
 pub mod merge;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use burn::tensor::DType;
 use interlingua_checkpoints::atomic::write_atomically;
 use interlingua_checkpoints::run_state;
 use interlingua_data::cache;
@@ -15,6 +16,7 @@ use interlingua_recipes::{AuxiliaryKind, Recipe};
 use super::auxiliary::{AuxiliaryLoss, anchor};
 use super::checkpoint::{self, RunState};
 use super::evaluate::{Evaluator, improves};
+use super::loss_scale::LossScale;
 use super::main_loss::MainLoss;
 use super::metrics::{EventRow, Metrics, Row, TrainRow};
 use super::plan::DataPlan;
@@ -24,11 +26,11 @@ use super::setup::Base;
 use super::step::{Accumulated, Losses, StepData, StepKey, not_finite};
 use super::summary::Summary;
 use super::{Event, Outcome, Started, StopFlag, memory};
-use crate::device::describe;
+use crate::device::{compiles_into, describe};
 use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
 use crate::export::write_results;
-use crate::memory::peak_bytes;
+use crate::memory::{peak_bytes_on, working_on};
 use crate::models::Model;
 use crate::optimizers::adamw::AdamW;
 use crate::optimizers::schedule::learning_rate;
@@ -66,6 +68,7 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     }
     let base = Base::open(recipe)?;
     let tokenizer = base.tokenizer(recipe)?;
+    working_on(c"the data");
     let mut progress = |progress| observe(Event::Preparing(progress));
     let mut data = prepare(
         recipe,
@@ -91,20 +94,17 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     let planner = memory::planner(recipe, &base, &data)?;
     let memory_plan = planner.plan();
     observe(Event::Planned(Box::new(memory_plan.clone())));
+    memory::cap(recipe);
     let selection = Selection::of(recipe)?;
+    working_on(c"the weights of the model");
     let mut model = base.load(recipe, &selection, &data)?;
     let trained = selection.all(&model);
-    let optimizer = &recipe.optimizer;
-    let mut optimizer = AdamW {
-        betas: optimizer.betas,
-        epsilon: optimizer.eps,
-        weight_decay: optimizer.weight_decay,
-        moments: Default::default(),
-    };
+    let mut optimizer = AdamW::of(&recipe.optimizer);
     let evaluator = Evaluator::new(recipe, &tokenizer, &base.config)?;
     // Before a checkpoint is put in: the reference is the model as at step 0.
-    let mut losses = losses(recipe, &base, &model, &data, planner.settings.keeping())?;
-    let state = match &latest {
+    let keeping = memory::keeping(recipe, &planner);
+    let mut losses = losses(recipe, &base, &model, &data, keeping)?;
+    let mut state = match &latest {
         Some((step, path)) => {
             observe(Event::Note(format!(
                 "going on after step {step}, from {}",
@@ -114,6 +114,9 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         }
         None => RunState::default(),
     };
+    if model.dtype == DType::F16 {
+        state.loss_scale.get_or_insert_default();
+    }
 
     // From here on files are written.
     if saved.is_none() {
@@ -251,6 +254,7 @@ impl Run<'_> {
         observe: &mut dyn FnMut(Event),
     ) -> Result<Outcome, TrainError> {
         observe(Event::Started(self.started()));
+        self.compile_kernels(observe)?;
         if self.state.step == 0 {
             self.evaluate(evaluator, observe)?;
         }
@@ -305,6 +309,30 @@ impl Run<'_> {
         }
     }
 
+    /// Where a device compiles kernels when they are first used, and has none yet: computes a step whose result nobody looks at.
+    fn compile_kernels(&self, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        let Some(folder) = compiles_into(&self.model.device).filter(|_| self.state.step < self.total_steps) else {
+            return Ok(());
+        };
+        observe(Event::Note(format!(
+            "compiling kernels for this GPU, once: that takes some minutes, and they are kept in {}",
+            folder.display()
+        )));
+        let (start, step) = (Instant::now(), self.state.step);
+        let data = self.plan.step(&self.data.train, &self.losses.auxiliary, step);
+        let key = StepKey {
+            seed: self.recipe.seed,
+            step,
+        };
+        working_on(c"a step that compiles kernels");
+        rayon::scope(|_| self.losses.accumulate(&self.model, &self.data.train, &data, key, 1.0))?;
+        observe(Event::Note(format!(
+            "kernels are ready after {:.0} seconds",
+            start.elapsed().as_secs_f64()
+        )));
+        Ok(())
+    }
+
     fn time(&self) -> f64 {
         self.metrics.time_before + self.start.elapsed().as_secs_f64()
     }
@@ -315,7 +343,9 @@ impl Run<'_> {
         let step = self.state.step;
         self.selection.apply(&mut self.model, step, self.total_steps);
         let data = self.plan.step(&self.data.train, &self.losses.auxiliary, step);
+        working_on(c"a training step");
         // On the pool's own threads, so that its many small tasks need not wake this one.
+        let loss_scale = self.state.loss_scale.map(|loss_scale| loss_scale.scale);
         let (passed, grad_norm, rate) = rayon::scope(|_| self.compute(&data))?;
         self.state.step += 1;
 
@@ -331,7 +361,9 @@ impl Run<'_> {
             learning_rate: rate,
             tokens_per_second: passed.tokens_total as f64 / seconds,
             step_seconds: seconds,
-            memory_bytes: peak_bytes(),
+            memory_bytes: peak_bytes_on(&self.model.device),
+            loss_scale,
+            skipped_steps: self.state.loss_scale.map(|loss_scale| loss_scale.skipped_steps),
             rewards: passed.rewards,
             shares: self.plan.shares(step),
             by_language: passed.by_language,
@@ -341,22 +373,40 @@ impl Run<'_> {
     }
 
     /// Forward and backward passes, clipping and update: the totals, the norm of the gradients before clipping, and the
-    /// learning rate.
+    /// learning rate. In f16, gradients that overflow change nothing but the loss scale.
     fn compute(&mut self, data: &StepData) -> Result<(Accumulated, f64, f64), TrainError> {
         let (recipe, step) = (self.recipe, self.state.step);
         let key = StepKey {
             seed: recipe.seed,
             step,
         };
-        let mut passed = self.losses.accumulate(&self.model, &self.data.train, data, key)?;
+        let (scale, skipped) = self
+            .state
+            .loss_scale
+            .map_or((1.0, 0), |loss_scale| (loss_scale.scale, loss_scale.skipped_steps));
+        let (model, train) = (&self.model, &self.data.train);
+        let mut passed = self.losses.accumulate(model, train, data, key, scale)?;
+        passed.gradients.unscale();
         let grad_norm = passed.gradients.norm();
+        // The schedule stands still in a skipped step, as in Transformers.
+        let rate = learning_rate(
+            &recipe.schedule,
+            recipe.optimizer.learning_rate,
+            step - skipped,
+            self.total_steps,
+        );
         if !grad_norm.is_finite() {
-            return Err(not_finite("gradient", &self.data.train, &data.main, step));
+            if self.state.loss_scale.as_mut().is_some_and(LossScale::back_off) {
+                return Ok((passed, f64::NAN, rate));
+            }
+            return Err(not_finite("gradient", train, &data.main, step));
+        }
+        if let Some(loss_scale) = &mut self.state.loss_scale {
+            loss_scale.keep();
         }
         if recipe.optimizer.max_grad_norm > 0.0 {
             passed.gradients.clip(grad_norm, recipe.optimizer.max_grad_norm);
         }
-        let rate = learning_rate(&recipe.schedule, recipe.optimizer.learning_rate, step, self.total_steps);
         self.optimizer.step(&mut self.model.parameters, &passed.gradients, rate);
         Ok((passed, grad_norm, rate))
     }
@@ -364,6 +414,7 @@ impl Run<'_> {
     fn evaluate(&mut self, evaluator: &Evaluator, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         let heldout = self.data.heldout.as_ref().map(|data| (data, &self.losses));
         let (model, tokenizer, step, time) = (&self.model, &self.tokenizer, self.state.step, self.time());
+        working_on(c"an evaluation");
         let rows = rayon::scope(|_| evaluator.run(model, tokenizer, heldout, step, time))?;
         let metric = self.recipe.train.early_stop.metric;
         // The first task that measures the metric decides.
@@ -397,6 +448,7 @@ impl Run<'_> {
 
     fn save(&mut self, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         let output: &Path = &self.recipe.output;
+        working_on(c"a checkpoint");
         let path = run_state::save(output, self.state.step, |folder| {
             checkpoint::write(folder, &self.model, &self.trained, &self.optimizer, &self.state)
         })?;

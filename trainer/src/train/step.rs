@@ -125,7 +125,8 @@ pub fn dropout_inputs(
 
 impl Losses {
     /// Runs all micro-batches of a step. Losses are normalised over the whole step: token losses by supervised tokens, pair
-    /// losses by pairs, contrastive ones by anchors.
+    /// losses by pairs, contrastive ones by anchors. `loss_scale`: what gradients are multiplied by where backward passes
+    /// begin; they come back with it.
     ///
     /// # Errors
     /// When the loss is not a finite number.
@@ -135,9 +136,10 @@ impl Losses {
         dataset: &Dataset,
         data: &StepData,
         key: StepKey,
+        loss_scale: f64,
     ) -> Result<Accumulated, TrainError> {
         let mut sum = Accumulated {
-            gradients: Gradients::default(),
+            gradients: Gradients::scaled(loss_scale),
             loss: 0.0,
             losses: BTreeMap::new(),
             tokens: 0,
@@ -271,9 +273,11 @@ impl Losses {
                     .main
                     .linear_weights(dataset, batch, &targets.targets, self.weight, totals),
             };
+            let scale = sum.gradients.scale() as f32;
             for (weight, position) in weights.iter_mut().zip(&targets.targets.positions) {
                 let sequence = sequence_of(batch, *position);
                 *weight -= feedback.by_sequence.get(sequence).copied().unwrap_or(0.0) as f32;
+                *weight *= scale;
             }
             let (hidden, token_keys) = (forward.hidden(last), inputs.token_keys.as_deref());
             let gradients = &mut sum.gradients;
@@ -285,6 +289,7 @@ impl Losses {
             at.push((last, gradient));
         }
         for (index, by_pooled) in std::mem::take(&mut feedback.by_pooled) {
+            let by_pooled = by_pooled * sum.gradients.scale();
             if let Some((numbers, layer)) = on_batch.middle_layer(index) {
                 at.push((layer, unpool(numbers, by_pooled, inputs, forward.hidden(layer))));
             }

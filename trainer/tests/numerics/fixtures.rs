@@ -15,6 +15,7 @@ use interlingua_trainer::engine::keeping::Keeping;
 use interlingua_trainer::engine::step::forward_backward;
 use interlingua_trainer::models::Model;
 use interlingua_trainer::models::load::{Storage, Weights, load};
+use interlingua_trainer::train::step::Accumulated;
 use serde_json::Value;
 
 /// The models that there are fixtures for.
@@ -147,6 +148,18 @@ pub(crate) fn gradient_bits(model: &Model, gradients: &Gradients) -> Vec<(String
         .iter()
         .map(|(id, gradient)| (model.parameters.get(id).name.clone(), bits(gradient)))
         .collect()
+}
+
+/// Fails unless a loss times 4,096 has the same value, and 4,096 times the gradients, to the bit: powers of two are exact.
+pub(crate) fn check_scaled(model: &Model, plain: &Accumulated, mut scaled: Accumulated) {
+    assert_eq!((plain.loss, &plain.losses), (scaled.loss, &scaled.losses));
+    let norm = plain.gradients.norm();
+    assert!((scaled.gradients.norm() / (4096.0 * norm) - 1.0).abs() < 1e-12 || norm == 0.0);
+    scaled.gradients.unscale();
+    assert_eq!(
+        gradient_bits(model, &plain.gradients),
+        gradient_bits(model, &scaled.gradients)
+    );
 }
 
 /// The l2 norm.

@@ -5,6 +5,7 @@ mod adapters;
 mod auxiliary;
 mod engine;
 mod fixtures;
+mod half_precision;
 mod models;
 mod objectives;
 mod optimizers;

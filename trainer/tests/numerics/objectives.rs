@@ -14,7 +14,7 @@ use interlingua_trainer::train::reference::Reference;
 use interlingua_trainer::train::step::{Accumulated, Losses, StepData, StepKey};
 use serde_json::Value;
 
-use crate::fixtures::{adapted, check_gradients, json, rows, tensors};
+use crate::fixtures::{adapted, check_gradients, check_scaled, json, rows, tensors};
 
 /// The objective of a case.
 fn objective(case: &Value) -> Objective {
@@ -148,9 +148,11 @@ fn step(model: &Model, objective: &Objective, data: &Dataset, sizes: &[usize]) -
         auxiliary: Vec::new(),
     };
     let key = StepKey { seed: 1, step: 0 };
-    losses(model, objective)
-        .accumulate(model, data, &data_of_step, key)
-        .unwrap()
+    let losses = losses(model, objective);
+    let of = |scale| losses.accumulate(model, data, &data_of_step, key, scale).unwrap();
+    let found = of(1.0);
+    check_scaled(model, &found, of(4096.0));
+    found
 }
 
 #[test]
@@ -235,7 +237,7 @@ fn the_reference_says_the_same_from_its_cache() {
             auxiliary: Vec::new(),
         };
         losses
-            .accumulate(&model, &data, &data_of_step, StepKey { seed: 1, step: 0 })
+            .accumulate(&model, &data, &data_of_step, StepKey { seed: 1, step: 0 }, 1.0)
             .unwrap()
             .loss
     };

@@ -128,8 +128,8 @@ impl AuxiliaryLoss {
     }
 
     /// Forward and backward passes of a step's micro-batches of pairs, up to the loss's layer only. `initial`: the model
-    /// before training, for losses that keep close to it. Gradients are those of weight × loss. Returns the terms of the
-    /// loss by name.
+    /// before training, for losses that keep close to it. Gradients are those of weight × loss, times their scale. Returns
+    /// the terms of the loss by name.
     pub fn accumulate(
         &self,
         model: &Model,
@@ -162,7 +162,7 @@ impl AuxiliaryLoss {
                     let before = without_dropout(initial.unwrap_or(model), inputs, *layer);
                     let forward = Forward::run(model, inputs, &[*layer], keeping);
                     let states = forward.hidden(*layer);
-                    let weights = (self.weight, *stay_close);
+                    let weights = (self.weight * gradients.scale(), *stay_close);
                     let (terms, gradient) = word_alignment::loss(states, &before, words, totals, weights);
                     sums = [sums[0] + terms[0], sums[1] + terms[1]];
                     let gradient = gradient.cast(states.dtype());
@@ -182,7 +182,7 @@ impl AuxiliaryLoss {
                     let before = without_dropout(initial.unwrap_or(model), inputs, *layer);
                     let forward = Forward::run(model, inputs, &[*layer], keeping);
                     let states = forward.hidden(*layer);
-                    let (terms, gradient) = loss.loss(states, &before, texts, groups, self.weight);
+                    let (terms, gradient) = loss.loss(states, &before, texts, groups, self.weight * gradients.scale());
                     (0..3).for_each(|term| sums[term] += terms[term]);
                     let gradient = gradient.cast(states.dtype());
                     forward.backward(vec![(*layer, gradient)], gradients);
@@ -231,7 +231,8 @@ impl AuxiliaryLoss {
                     gradient
                 }
             };
-            let gradient = unpool(loss, by_pooled * (share * self.weight), inputs, states);
+            let factor = share * self.weight * gradients.scale();
+            let gradient = unpool(loss, by_pooled * factor, inputs, states);
             forward.backward(vec![(layer, gradient)], gradients);
         }
         sum * share
