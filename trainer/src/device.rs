@@ -13,6 +13,7 @@ use interlingua_checkpoints::dtype::Dtype as FileDtype;
 
 use self::gpu::Gpu;
 use crate::error::TrainError;
+use crate::memory::host_bytes;
 use crate::plan::settings::DeviceKind;
 
 /// The device a recipe asks for. `auto` takes the first GPU where this binary can use one, else the CPU.
@@ -193,6 +194,36 @@ pub fn kind(wanted: interlingua_recipes::Device) -> DeviceKind {
         Wanted::Cuda(_) | Wanted::TchCuda(_) => DeviceKind::Cuda,
         Wanted::Auto if cuda(0).is_ok() => DeviceKind::Cuda,
         Wanted::Auto => DeviceKind::Cpu,
+    }
+}
+
+/// The GPU that a recipe asks for, where a driver can describe it.
+pub fn wanted_gpu(wanted: interlingua_recipes::Device) -> Option<&'static Gpu> {
+    use interlingua_recipes::Device as Wanted;
+    let index = match wanted {
+        Wanted::Cuda(index) | Wanted::TchCuda(index) => index.unwrap_or(0),
+        Wanted::Auto => 0,
+        Wanted::Cpu | Wanted::Tch => return None,
+    };
+    #[cfg(feature = "nvidia")]
+    {
+        cuda::driver().as_ref().ok()?.gpus.get(index)
+    }
+    #[cfg(not(feature = "nvidia"))]
+    {
+        let _ = index;
+        None
+    }
+}
+
+/// Memory that a run can have now where a recipe asks for it, in bytes; none where that is not known.
+pub fn available_bytes(wanted: interlingua_recipes::Device) -> Option<u64> {
+    match kind(wanted) {
+        DeviceKind::Cpu => host_bytes().map(|host| host.available),
+        #[cfg(feature = "nvidia")]
+        DeviceKind::Cuda => cuda::memory(wanted_gpu(wanted)?.index).map(|(free, _)| free),
+        #[cfg(not(feature = "nvidia"))]
+        DeviceKind::Cuda => None,
     }
 }
 

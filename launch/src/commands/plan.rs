@@ -7,11 +7,11 @@ use interlingua_checkpoints::config::ModelConfig;
 use interlingua_checkpoints::dtype::Dtype as FileDtype;
 use interlingua_checkpoints::hub;
 use interlingua_recipes::{Recipe, parse_bytes};
-use interlingua_trainer::device::kind;
-use interlingua_trainer::memory::{current_bytes, host_bytes};
+use interlingua_trainer::device::{available_bytes, kind, wanted_gpu};
+use interlingua_trainer::memory::current_bytes;
 use interlingua_trainer::plan::budget::{Proposal, Proposals};
 use interlingua_trainer::plan::settings::DeviceKind;
-use interlingua_trainer::plan::time::measured_cpu_rate;
+use interlingua_trainer::plan::time::{assumed_gpu_rate, measured_cpu_rate};
 use interlingua_trainer::plan::{Plan, Planner};
 use serde_json::{Value, json};
 
@@ -93,12 +93,14 @@ fn planned(arguments: &Arguments, stage: String, recipe: &Recipe) -> Result<Plan
     let file = config.dtype.unwrap_or(FileDtype::F32);
     let mut planner = Planner::new(recipe, &config, file, device, None)?;
     planner.settings.held = current_bytes() + TOKENIZER * file_bytes(&folder.join("tokenizer.json"));
-    let available = host_bytes().map(|host| host.available);
-    if device == DeviceKind::Cpu {
-        planner.settings.rate = measured_cpu_rate();
-    }
+    planner.settings.rate = match device {
+        DeviceKind::Cpu => measured_cpu_rate(),
+        DeviceKind::Cuda => assumed_gpu_rate(wanted_gpu(recipe.model.device).map(|gpu| gpu.capability)),
+    };
     let budget = arguments.budget.or_else(|| recipe.memory.budget_bytes());
-    let available = available.filter(|_| device == DeviceKind::Cpu);
+    // Of a device that is only planned for, nothing is known.
+    let is_here = kind(recipe.model.device) == device;
+    let available = available_bytes(recipe.model.device).filter(|_| is_here);
     planner.decide(recipe.memory.recompute, budget, available);
     Ok(Planned {
         stage,
@@ -143,7 +145,7 @@ fn print(stage: &Planned) -> Result<(), Failure> {
     ))?;
     let basis = match of.device.as_str() {
         "cpu" => "at the rate of matrix products that was measured just now",
-        _ => "an estimate for a card of the middle class",
+        _ => "an estimate: what such GPUs usually reach",
     };
     output::line(format!(
         "about {} a step ({basis})",

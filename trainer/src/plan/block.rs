@@ -5,18 +5,29 @@ use interlingua_checkpoints::config::ModelConfig;
 use super::settings::Settings;
 use super::shapes::{BlockShape, LinearShape};
 
-/// Numbers per token of a block's graph.
+/// Numbers per token of a block's graph, its input apart, in the format of the computation unless said otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Graph {
-    /// Kept until the backward pass, in the format of the computation, the block's input apart.
-    pub kept: u64,
+    /// Kept of what stands before the attention, beside what the attention keeps.
+    pub before: u64,
+    /// Kept by the attention: queries, keys, values and its output.
+    pub attention: u64,
+    /// Kept of what stands behind it.
+    pub behind: u64,
     /// Kept in f32: the inverse roots of norms, the log-sums of attention.
     pub kept_f32: u64,
     /// What the backward pass holds on top at its highest moment, its first operation: the gradient of the output, and the
     /// gradient of the MLP's inner state with what dropout makes of it.
     pub backward: u64,
-    /// Of `kept`, what does not run in tiles of tokens: queries, keys, values and the attention's output.
-    pub whole: u64,
+    /// Whether a gradient flows through what stands before the attention.
+    pub reaches_before: bool,
+}
+
+impl Graph {
+    /// All that is kept but for the part in f32.
+    pub fn kept(&self) -> u64 {
+        self.before + self.attention + self.behind
+    }
 }
 
 /// Sizes of a block's states.
@@ -46,21 +57,55 @@ impl Sizes {
         }
     }
 
-    /// What a block holds at most in a forward pass without a graph, its input apart: the residual stream, and gate, up and
-    /// their product.
-    pub fn forward(&self) -> u64 {
+    /// What stands behind the attention holds at most in a forward pass without a graph, its inputs apart: the residual stream,
+    /// and gate, up and their product.
+    fn behind(&self) -> u64 {
         self.hidden + 3 * self.inner
     }
 
-    /// What a block that runs in tiles holds of all tokens at its highest moment, the backward pass of attention: the gradients
-    /// of output and input; queries and output with their gradients; keys and values with theirs.
-    pub fn tiled_backward(&self) -> u64 {
-        2 * self.hidden + 4 * self.queries + 4 * self.keys
+    /// What a block holds at most of so many tokens in a forward pass without a graph, its input apart; it runs in tiles.
+    pub fn forward(&self, tokens: u64, tile: u64) -> u64 {
+        let Self {
+            hidden, queries, keys, ..
+        } = self;
+        let attention = tokens * (2 * queries + 2 * keys);
+        let behind = if tokens <= tile {
+            tokens * (queries + self.behind())
+        } else {
+            // The tiles' outputs add up beside the attention's; a tile's inputs are copies.
+            tokens * (queries + hidden) + tile * (self.behind() + hidden + queries)
+        };
+        // Tiles are joined into a new tensor.
+        let joined = if tokens <= tile {
+            0
+        } else {
+            tokens * (queries + 2 * hidden)
+        };
+        attention.max(behind).max(joined)
     }
 
-    /// The same in a forward pass without a graph: the block's output, queries, keys, values and the attention's output.
-    pub fn tiled_forward(&self) -> u64 {
-        self.hidden + 2 * self.queries + 2 * self.keys
+    /// What the backward pass of a block that is computed again holds at most of so many tokens, its input apart: the gradient of
+    /// its output first, and then that of its input.
+    pub fn backward_again(&self, graph: &Graph, tokens: u64, tile: u64) -> u64 {
+        let Self {
+            hidden, queries, keys, ..
+        } = self;
+        let kept = 2 * queries + 2 * keys;
+        let behind = if tokens <= tile {
+            tokens * (kept + graph.behind + graph.backward)
+        } else {
+            // Gradients of the block's input and of the attention's output add up by tiles; a tile's inputs are copies.
+            tokens * (kept + 2 * hidden + queries) + tile * (graph.behind + graph.backward + hidden + queries)
+        };
+        if !graph.reaches_before {
+            return behind;
+        }
+        // The gradient along the residual connection; that of the attention's output, and those of queries, keys and values.
+        let attention = tokens * (hidden + kept + 2 * queries + 2 * keys);
+        // The gradients of queries, keys and values, of the input twice, and the graph of a tile with its outputs side by side.
+        let before = tokens * (2 * hidden + queries + 2 * keys)
+            + tile.min(tokens) * (graph.before + 2 * hidden + 3 * (queries + 2 * keys));
+        behind.max(attention).max(before)
     }
 }
 
@@ -78,33 +123,32 @@ pub fn graph(config: &ModelConfig, block: &BlockShape, settings: &Settings, inpu
     // A state is kept where a gradient flows through it, from the first place on that something is trained in or below.
     let normed = input_tracked || block.norms_trained[0];
     graph.kept_f32 += u64::from(normed);
-    graph.kept += when([q, k, v].iter().any(Linear::keeps_input), hidden);
-    graph.kept += q.own() + k.own() + v.own();
+    graph.before += when([q, k, v].iter().any(Linear::keeps_input), hidden);
+    graph.before += q.own() + k.own() + v.own();
     let attention = normed || block.norms_trained[1] || [q, k, v].iter().any(|linear| linear.shape.trains());
+    graph.reaches_before = attention;
     if attention {
-        graph.whole = 2 * queries + 2 * keys;
+        graph.attention = 2 * queries + 2 * keys;
         graph.kept_f32 += heads;
     } else if o.keeps_input() {
-        graph.whole = queries;
+        graph.attention = queries;
     }
-    graph.kept += graph.whole;
     if config.qk_norm && attention {
-        graph.kept += queries + keys;
+        graph.before += queries + keys;
         graph.kept_f32 += heads + config.num_key_value_heads as u64;
     }
-    graph.kept += o.own();
     let middle = attention || o.shape.trains() || block.norms_trained[2];
-    graph.kept += when(middle, hidden);
+    graph.behind += o.own() + when(middle, hidden);
     graph.kept_f32 += u64::from(middle);
-    graph.kept += when(gate.keeps_input() || up.keeps_input(), hidden);
-    graph.kept += gate.own() + up.own();
-    graph.kept += when(middle || gate.shape.trains() || up.shape.trains(), 2 * inner);
-    graph.kept += when(down.keeps_input(), inner);
-    graph.kept += down.own();
+    graph.behind += when(gate.keeps_input() || up.keeps_input(), hidden);
+    graph.behind += gate.own() + up.own();
+    graph.behind += when(middle || gate.shape.trains() || up.shape.trains(), 2 * inner);
+    graph.behind += when(down.keeps_input(), inner);
+    graph.behind += down.own();
     graph.backward = hidden + inner * (1 + down.backward_copies());
     if let Some(bottleneck) = block.bottleneck {
         // The normed output, the inner state before and after its nonlinearity, the output before the adapter, and the mask.
-        graph.kept += 2 * hidden + 2 * bottleneck as u64 + when(settings.dropout, hidden);
+        graph.behind += 2 * hidden + 2 * bottleneck as u64 + when(settings.dropout, hidden);
     }
     graph
 }

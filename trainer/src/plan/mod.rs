@@ -9,6 +9,8 @@ pub mod budget;
 pub mod moments;
 pub mod settings;
 pub mod shapes;
+#[cfg(test)]
+mod tests;
 pub mod time;
 pub mod weights;
 
@@ -144,7 +146,7 @@ impl Planner {
         device: DeviceKind,
         data: Option<DataFacts>,
     ) -> Result<Self, TrainError> {
-        let settings = Settings::of(recipe, file, device, data);
+        let settings = Settings::of(recipe, config.num_hidden_layers, file, device, data);
         let languages = data.map_or_else(|| languages(recipe), |data| data.languages);
         let shapes = Shapes::of(recipe, config, languages)?;
         Ok(Self {

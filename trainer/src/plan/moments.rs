@@ -9,6 +9,7 @@ use super::shapes::Shapes;
 use super::weights::{self, F32};
 use super::{DeviceMemory, HostMemory};
 use crate::engine::head::chunk_rows_of;
+use crate::optimizers::moments::MomentFormat;
 
 /// Buffers of a thread that computes: the second-level cache, which the matrix multiplication packs into, and a tile of
 /// attention scores with its gradients.
@@ -16,7 +17,7 @@ const THREAD: u64 = (2 << 20) + (192 << 10);
 /// Numbers of a column that the matrix multiplication packs at a time, and the most that it packs.
 const PACKED_COLUMN: u64 = 512;
 const PACKED_MOST: u64 = 64 << 20;
-/// What decoding packed weights takes on a thread of a CPU.
+/// Bytes of the tile that a weight is decoded into on a CPU, at most.
 const DECODED: u64 = 8 << 20;
 /// Bytes of a token in a micro-batch and its targets: ids, labels and positions, twice, a key of dropout, and targets.
 const BATCH_TOKEN: u64 = 45;
@@ -45,7 +46,7 @@ pub fn memory(config: &ModelConfig, shapes: &Shapes, settings: &Settings) -> (De
     // A copy of the model shares what is frozen, and keeps what is trained as it was.
     let copies = settings.initial_copies * F32 * shapes.trained_elements();
     let optimizer = weights::optimizer(shapes, settings);
-    let workspace = step.workspace(weights.unpacked);
+    let workspace = step.workspace(weights.decoded);
     let mut device = DeviceMemory {
         weights: weights.device + settings.other_weights + copies,
         adapter,
@@ -109,7 +110,7 @@ impl<'a> Step<'a> {
     }
 
     fn graph_bytes(&self, tokens: u64, block: usize) -> u64 {
-        self.states(tokens, self.graphs[block].kept) + F32 * tokens * self.graphs[block].kept_f32
+        self.states(tokens, self.graphs[block].kept()) + F32 * tokens * self.graphs[block].kept_f32
     }
 
     /// The inputs of blocks from the lowest one to before `end`.
@@ -149,24 +150,42 @@ impl<'a> Step<'a> {
     }
 
     /// Buffers of operations, and what all micro-batches of a step read: tokens, targets and rotations.
-    fn workspace(&self, unpacked: u64) -> u64 {
+    fn workspace(&self, decoded: u64) -> u64 {
         let settings = self.settings;
         let rotations = F32 * self.config.head_dim as u64;
         let all_tokens = settings.tokens() * settings.accumulation as u64;
         match settings.device {
             DeviceKind::Cpu => {
-                let packed_tokens = PACKED_COLUMN * F32 * settings.tokens().max(self.largest_trained_rows());
-                let decoded = if settings.packing.is_some() {
-                    DECODED * settings.threads
-                } else {
-                    0
-                };
+                let columns = self.columns().max(self.largest_trained_rows());
+                let packed_columns = PACKED_COLUMN * F32 * columns;
                 settings.threads * THREAD
-                    + packed_tokens.min(PACKED_MOST)
-                    + decoded
+                    + packed_columns.min(PACKED_MOST)
+                    + (F32 * decoded).min(DECODED)
+                    + self.row_norms()
                     + all_tokens.min(settings.all_tokens) * (rotations + BATCH_TOKEN)
             }
-            DeviceKind::Cuda => unpacked + all_tokens * (rotations + F32),
+            DeviceKind::Cuda => settings.number * decoded + all_tokens * (rotations + F32) + self.row_norms(),
+        }
+    }
+
+    /// Tokens of a matrix product, at most.
+    fn columns(&self) -> u64 {
+        let tokens = self.settings.tokens();
+        if self.settings.recompute {
+            tokens.min(self.settings.tile())
+        } else {
+            tokens
+        }
+    }
+
+    /// What the row norms of a DoRA's weight take: its squares in f32.
+    fn row_norms(&self) -> u64 {
+        let linears = self.shapes.blocks.iter().flat_map(|block| block.linears);
+        let elements = linears.map(|linear| (linear.inputs * linear.outputs) as u64).max();
+        if self.settings.dora {
+            F32 * elements.unwrap_or(0)
+        } else {
+            0
         }
     }
 
@@ -192,11 +211,11 @@ impl<'a> Step<'a> {
         if settings.checkpoints {
             moments.push(self.checkpoint());
         }
-        moments.push(self.head(settings.tokens(), before));
+        moments.extend(self.head(settings.tokens(), before));
         moments.extend(self.backward(settings.tokens(), before, self.graphs.len()));
         if settings.auxiliary_tokens > 0 {
             let tokens = settings.auxiliary_tokens as u64;
-            moments.extend(self.backward(tokens, all_gradients, self.graphs.len()));
+            moments.extend(self.backward(tokens, all_gradients, settings.auxiliary_blocks));
         }
         if self.shapes.trains_embedding {
             moments.push(self.embedding(all_gradients));
@@ -204,8 +223,8 @@ impl<'a> Step<'a> {
         moments
     }
 
-    /// The head at work: all that was kept, the last hidden state with its gradient, and a chunk of logits.
-    fn head(&self, tokens: u64, before: u64) -> Moment {
+    /// A reference at work, and the head: all that was kept, the last hidden state with its gradient, and a chunk of logits.
+    fn head(&self, tokens: u64, before: u64) -> [Moment; 2] {
         let blocks = self.graphs.len();
         let kept = if self.settings.recompute {
             0
@@ -213,19 +232,28 @@ impl<'a> Step<'a> {
             (self.lowest..blocks).map(|block| self.graph_bytes(tokens, block)).sum()
         };
         let (logits, trained) = self.logits(tokens);
-        let reference = if self.settings.reference {
-            self.states(tokens, self.sizes.forward())
-        } else {
-            0
-        };
-        Moment {
-            gradients: before + trained,
+        // The input of the final norm and its output; the gradient of that.
+        let states = self.states(tokens, 2 * self.sizes.hidden);
+        let hidden_gradient = self.states(tokens, self.sizes.hidden);
+        let reference = Moment {
+            gradients: before,
             block_inputs: self.device_block_inputs(tokens, blocks),
-            // The input of the final norm, its output, and the gradient of that.
-            activations: kept + self.states(tokens, 3 * self.sizes.hidden).max(reference),
+            activations: kept
+                + states
+                + if self.settings.reference {
+                    self.forward(tokens)
+                } else {
+                    0
+                },
+            ..Moment::default()
+        };
+        let own = Moment {
+            gradients: before + trained,
+            activations: kept + states + hidden_gradient,
             logits,
-            other: 0,
-        }
+            ..reference
+        };
+        [reference, own]
     }
 
     /// A chunk of logits at its highest moment, and the gradient of the head's own weight.
@@ -256,31 +284,12 @@ impl<'a> Step<'a> {
         let blocks = (self.lowest..last).rev().map(|block| {
             let own = F32 * self.shapes.blocks[block].trained_elements;
             let graph = self.graphs[block];
-            let kept = if self.settings.recompute {
-                self.graph_bytes(tokens, block)
+            let activations = if self.settings.recompute {
+                let again = self.sizes.backward_again(&graph, tokens, self.settings.tile());
+                self.settings.number * again + F32 * tokens * graph.kept_f32 + self.block_input_copy(tokens)
             } else {
-                (self.lowest..=block).map(|block| self.graph_bytes(tokens, block)).sum()
-            };
-            let (tokens_at_work, whole) = match self.settings.tile() {
-                Some(tile) if self.settings.recompute => {
-                    let whole = self.states(tokens, self.sizes.tiled_backward()) + F32 * tokens * self.sizes.heads;
-                    (tile.min(tokens), whole)
-                }
-                _ => (tokens, 0),
-            };
-            let activations = if whole > 0 {
-                let tile = self.states(
-                    tokens_at_work,
-                    graph.kept - graph.whole + graph.backward + self.sizes.hidden,
-                );
-                whole.max(
-                    self.states(
-                        tokens,
-                        2 * self.sizes.hidden + 3 * self.sizes.queries + 2 * self.sizes.keys,
-                    ) + tile,
-                ) + self.block_input_copy(tokens)
-            } else {
-                kept + self.states(tokens_at_work, graph.backward)
+                let kept: u64 = (self.lowest..=block).map(|block| self.graph_bytes(tokens, block)).sum();
+                kept + self.states(tokens, graph.backward)
             };
             let gradients = before.max(done) + own;
             done += own;
@@ -317,18 +326,17 @@ impl<'a> Step<'a> {
         }
     }
 
+    /// The highest moment of a forward pass without a graph: a block at work, and its input.
+    fn forward(&self, tokens: u64) -> u64 {
+        self.states(tokens, self.sizes.hidden) + self.settings.number * self.sizes.forward(tokens, self.settings.tile())
+    }
+
     /// A forward pass without a graph over a batch of an evaluation, and its logits.
     fn evaluation(&self) -> [Moment; 2] {
         let tokens = self.settings.evaluation_tokens as u64;
-        let forward = match self.settings.tile() {
-            Some(tile) => {
-                self.states(tokens, self.sizes.tiled_forward()) + self.states(tile.min(tokens), self.sizes.forward())
-            }
-            None => self.states(tokens, self.sizes.forward()),
-        };
         [
             Moment {
-                activations: forward,
+                activations: self.forward(tokens),
                 ..Moment::default()
             },
             Moment {
@@ -339,14 +347,21 @@ impl<'a> Step<'a> {
         ]
     }
 
-    /// What is on its way into a checkpoint.
+    /// A tensor on its way into a checkpoint: its values as bytes, as numbers, and as bytes of the file. Codes of moments are
+    /// written together.
     fn checkpoint(&self) -> Moment {
-        let sizes = || self.shapes.trained();
-        let all: u64 = sizes().sum();
-        let largest = sizes().max().unwrap_or(0);
-        Moment {
-            other: 2 * F32 * all + 2 * F32 * largest,
-            ..Moment::default()
+        let largest = self.shapes.trained().max().unwrap_or(0);
+        let codes = match self.settings.moments {
+            MomentFormat::EightBits => 2 * self.shapes.trained_elements(),
+            MomentFormat::F32 | MomentFormat::Bf16 => 0,
+        };
+        match self.settings.device {
+            DeviceKind::Cpu => Moment {
+                other: 3 * F32 * largest + codes,
+                ..Moment::default()
+            },
+            // That is in host memory.
+            DeviceKind::Cuda => Moment::default(),
         }
     }
 }

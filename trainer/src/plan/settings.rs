@@ -6,10 +6,13 @@ use interlingua_checkpoints::config::ModelConfig;
 use interlingua_checkpoints::dtype::Dtype as FileDtype;
 use interlingua_checkpoints::hub;
 use interlingua_recipes::{
-    AdapterKind, AuxiliaryKind, BlockInputs, Dtype, Format, Offload, Recipe, Recompute, ReferenceAdapter, Route,
+    AdapterKind, AuxiliaryKind, BlockInputs, Dtype, Format, Init, Layer, Offload, Recipe, Recompute, ReferenceAdapter,
+    Route,
 };
 
 use super::time;
+use crate::engine::tiles::{CPU_TILE, GPU_TILE};
+use crate::optimizers::moments::MomentFormat;
 
 /// Tokens of a batch of an evaluation.
 const EVALUATION_TOKENS: usize = 4096;
@@ -49,17 +52,6 @@ pub enum Packing {
     Int8,
 }
 
-/// The format of the optimizer's two moments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MomentFormat {
-    /// 32-bit floats.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// One byte a number in blocks of 256 with a scale each; small parameters in f32.
-    Bytes,
-}
-
 /// What tokenised data says, where it is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataFacts {
@@ -90,6 +82,8 @@ pub struct Settings {
     pub all_tokens: u64,
     /// Tokens of a micro-batch of auxiliary pairs; 0 without one.
     pub auxiliary_tokens: usize,
+    /// Blocks that these run through.
+    pub auxiliary_blocks: usize,
     /// Micro-batches of a step.
     pub accumulation: usize,
     /// Tokens of a batch of an evaluation; 0 without one.
@@ -98,8 +92,12 @@ pub struct Settings {
     pub number: u64,
     /// Bytes of a number in the model's file.
     pub file_number: u64,
+    /// Whether weights come from a file, which can be mapped, rather than from a random generator.
+    pub from_file: bool,
     /// How frozen linear layers are packed; `None`: not at all.
     pub packing: Option<Packing>,
+    /// Whether a head of its own is packed too.
+    pub packs_head: bool,
     /// The format of the moments.
     pub moments: MomentFormat,
     /// Whether the backward pass makes the graphs of blocks again.
@@ -133,7 +131,7 @@ pub struct Settings {
 impl Settings {
     /// Those of a recipe for a model of this shape. With `recompute = "auto"` blocks keep their graphs; see
     /// [`super::Planner::decide`].
-    pub fn of(recipe: &Recipe, file: FileDtype, device: DeviceKind, data: Option<DataFacts>) -> Self {
+    pub fn of(recipe: &Recipe, blocks: usize, file: FileDtype, device: DeviceKind, data: Option<DataFacts>) -> Self {
         let number = match (recipe.model.dtype, device) {
             (Dtype::F32, _) | (Dtype::Auto, DeviceKind::Cpu) => 4,
             (Dtype::Auto, DeviceKind::Cuda) if file == FileDtype::F32 => 4,
@@ -156,6 +154,10 @@ impl Settings {
             .auxiliary
             .iter()
             .filter(|auxiliary| auxiliary.source.is_some());
+        let layers = auxiliary
+            .clone()
+            .map(|auxiliary| auxiliary.layer.unwrap_or(Layer::Middle));
+        let auxiliary_blocks = layers.filter_map(|layer| layer.of(blocks)).max().unwrap_or(0);
         let auxiliary = auxiliary.map(|auxiliary| {
             let pairs = auxiliary.batch_size.unwrap_or(recipe.train.batch_size);
             at_most(2 * pairs * auxiliary.max_length.unwrap_or(length))
@@ -168,6 +170,7 @@ impl Settings {
             row_tokens,
             all_tokens: whole,
             auxiliary_tokens: auxiliary.max().unwrap_or(0),
+            auxiliary_blocks,
             accumulation: recipe.train.gradient_accumulation,
             evaluation_tokens: if evaluates {
                 at_most(EVALUATION_TOKENS.max(row_tokens))
@@ -177,12 +180,14 @@ impl Settings {
             number,
             file_number: file.bytes() as u64,
             packing: None,
-            moments: MomentFormat::F32,
+            packs_head: false,
+            moments: MomentFormat::of(&recipe.optimizer),
             recompute: recipe.memory.recompute == Recompute::Block,
             block_input_number: match recipe.memory.block_inputs {
                 BlockInputs::Auto => number,
                 BlockInputs::Bf16 => 2,
             },
+            from_file: recipe.model.init == Init::Weights,
             offload: recipe.memory.offload,
             dropout: recipe.adapter.dropout > 0.0 && objective.dropout.unwrap_or(true),
             dora: recipe.adapter.kind == AdapterKind::Dora,
@@ -210,10 +215,10 @@ impl Settings {
     }
 
     /// Tokens that a block works on at a time where it runs in tiles.
-    pub fn tile(&self) -> Option<u64> {
+    pub fn tile(&self) -> u64 {
         match self.device {
-            DeviceKind::Cpu => None,
-            DeviceKind::Cuda => Some(4096),
+            DeviceKind::Cpu => CPU_TILE as u64,
+            DeviceKind::Cuda => GPU_TILE as u64,
         }
     }
 

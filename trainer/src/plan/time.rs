@@ -12,14 +12,35 @@ use crate::ops::matrix::{Matrix, multiplied};
 /// Floating-point operations a second of one thread of a CPU with wide vectors: half of what 2.5 GHz, 16 lanes and two units
 /// for fused multiplication and addition would do. An assumption.
 const CPU_THREAD: f64 = 40e9;
-/// The same of a GPU: a third of the dense 16-bit rate of a card of the middle class (an RTX 4070 has 117e12). An assumption.
-const GPU: f64 = 40e12;
+/// The same of GPUs by compute capability: about a third of what the maker states for dense 16-bit products on a common card of
+/// that generation (V100, RTX 2080, A100, RTX 3090, RTX 4070, H100, B200, RTX 5090). An assumption.
+const GPUS: [((u32, u32), f64); 8] = [
+    ((7, 0), 40e12),
+    ((7, 5), 20e12),
+    ((8, 0), 100e12),
+    ((8, 6), 25e12),
+    ((8, 9), 40e12),
+    ((9, 0), 330e12),
+    ((10, 0), 700e12),
+    ((12, 0), 70e12),
+];
+/// The rate of a GPU that is not known: one of the middle class.
+const UNKNOWN_GPU: f64 = 40e12;
+
+/// The rate that is assumed of a GPU, by its compute capability where that is known.
+pub fn assumed_gpu_rate(capability: Option<(u32, u32)>) -> f64 {
+    let known = GPUS
+        .iter()
+        .rev()
+        .find(|(from, _)| capability.is_some_and(|capability| capability >= *from));
+    known.map_or(UNKNOWN_GPU, |(_, rate)| *rate)
+}
 
 /// The rate that is assumed where none was measured.
 pub fn assumed_rate(device: DeviceKind, threads: u64) -> f64 {
     match device {
         DeviceKind::Cpu => CPU_THREAD * threads as f64,
-        DeviceKind::Cuda => GPU,
+        DeviceKind::Cuda => assumed_gpu_rate(None),
     }
 }
 
@@ -67,4 +88,23 @@ pub fn operations_per_token(config: &ModelConfig, shapes: &Shapes, settings: &Se
     let head = shapes.base.iter().filter(|parameter| is_head(parameter.place));
     let head = head.map(|parameter| 2.0 * parameter.elements() as f64 * if parameter.trained { 3.0 } else { 2.0 });
     operations + head.sum::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_are_looked_up_by_generation() {
+        assert_eq!(assumed_gpu_rate(Some((9, 0))), 330e12);
+        assert_eq!(assumed_gpu_rate(Some((8, 7))), 25e12);
+        assert_eq!(assumed_gpu_rate(Some((6, 1))), UNKNOWN_GPU);
+        assert_eq!(assumed_gpu_rate(None), UNKNOWN_GPU);
+    }
+
+    #[test]
+    fn a_rate_is_measured() {
+        let rate = measured_cpu_rate();
+        assert!(rate.is_finite() && rate > 1e8, "{rate}");
+    }
 }

@@ -2,15 +2,11 @@
 
 use interlingua_recipes::Offload;
 
-use super::settings::{DeviceKind, MomentFormat, Packing, Settings};
+use super::settings::{DeviceKind, Packing, Settings};
 use super::shapes::{BaseParameter, Place, Shapes};
 
 /// Bytes of an f32.
 pub const F32: u64 = 4;
-/// Parameters with fewer numbers keep their moments in f32 under an optimizer of 8 bits.
-const SMALL: u64 = 4096;
-/// Numbers that share the scale of a moment of 8 bits.
-const MOMENT_BLOCK: u64 = 256;
 /// Blocks of NF4 that share the scale of their scales.
 const SCALE_BLOCK: u64 = 256;
 
@@ -21,48 +17,74 @@ pub struct WeightBytes {
     pub device: u64,
     /// In host memory.
     pub host: u64,
-    /// The largest dense weight that is made of a packed one, in the format of the computation.
-    pub unpacked: u64,
+    /// The largest weight that is decoded where it is used, in numbers.
+    pub decoded: u64,
 }
 
-/// The base's weights: frozen ones in the format of the computation or packed, trained ones in f32.
+/// The base's weights.
 pub fn base(shapes: &Shapes, settings: &Settings) -> WeightBytes {
     let mut bytes = WeightBytes::default();
-    let mut blocks = vec![0u64; shapes.blocks.len()];
+    let mut offloaded = vec![0u64; shapes.blocks.len()];
     for parameter in &shapes.base {
-        let size = parameter_bytes(parameter, shapes, settings);
-        match parameter.block {
-            Some(block) if !parameter.trained && settings.offload == Offload::Weights => blocks[block] += size,
+        let elements = parameter.elements();
+        let kept = kept(parameter, shapes, settings);
+        if kept != Kept::Dense {
+            bytes.decoded = bytes.decoded.max(elements);
+        }
+        let size = match kept {
+            Kept::Dense if parameter.trained => F32 * elements,
+            Kept::Dense => settings.number * elements,
+            Kept::Packed(packing) => packed_bytes(packing, parameter.shape),
+            Kept::Stored | Kept::Mapped => settings.file_number * elements,
+        };
+        match kept {
+            // Mapped files are not counted; numbers that come from no file have to be somewhere.
+            Kept::Mapped => {
+                if !settings.from_file {
+                    bytes.host += size;
+                }
+                if let Some(block) = parameter.block {
+                    offloaded[block] += settings.number * elements;
+                }
+            }
             _ => bytes.device += size,
         }
-        if parameter.place == Place::BlockLinear && !parameter.trained && settings.packing.is_some() {
-            bytes.unpacked = bytes.unpacked.max(parameter.elements() * settings.number);
-        }
     }
-    match settings.device {
-        // Mapped files are not counted.
-        DeviceKind::Cpu => {}
+    if settings.device == DeviceKind::Cuda {
         // The block that computes, and the next one.
-        DeviceKind::Cuda => {
-            let pairs = blocks.windows(2).map(|pair| pair.iter().sum::<u64>());
-            bytes.device += pairs.max().unwrap_or_else(|| blocks.iter().sum::<u64>());
-        }
+        let pairs = offloaded.windows(2).map(|pair| pair.iter().sum::<u64>());
+        bytes.device += pairs.max().unwrap_or_else(|| offloaded.iter().sum::<u64>());
     }
     bytes
 }
 
-/// A parameter's bytes, wherever it lives.
-fn parameter_bytes(parameter: &BaseParameter, shapes: &Shapes, settings: &Settings) -> u64 {
-    let elements = parameter.elements();
-    if parameter.trained {
-        return F32 * elements;
-    }
+/// How a weight is kept, as `models::weights` decides it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    /// On the device, in f32 when trained, else in the format of the computation.
+    Dense,
+    /// In fewer bits.
+    Packed(Packing),
+    /// In memory, in the format of its file.
+    Stored,
+    /// In its file.
+    Mapped,
+}
+
+fn kept(parameter: &BaseParameter, shapes: &Shapes, settings: &Settings) -> Kept {
+    let offload = settings.offload == Offload::Weights;
+    let on_cpu = settings.device == DeviceKind::Cpu;
+    let is_tied = !shapes.base.iter().any(|other| other.place == Place::Head);
     match (parameter.place, settings.packing) {
-        // Read by rows from the mapped file.
-        (Place::Embedding, _) if shapes.base.iter().any(|other| other.place == Place::Head) => 0,
-        (Place::BlockLinear, Some(packing)) => packed_bytes(packing, parameter.shape),
-        (Place::Embedding | Place::Head, Some(_)) => elements * settings.file_number.min(settings.number),
-        _ => elements * settings.number,
+        _ if parameter.trained => Kept::Dense,
+        (Place::Small, _) => Kept::Dense,
+        (Place::Embedding, _) if !is_tied && settings.from_file => Kept::Mapped,
+        (Place::BlockLinear, Some(packing)) => Kept::Packed(packing),
+        (Place::Head, Some(packing)) if settings.packs_head => Kept::Packed(packing),
+        (Place::BlockLinear, None) if offload => Kept::Mapped,
+        (Place::Embedding | Place::Head, _) if on_cpu && offload => Kept::Mapped,
+        (Place::Embedding | Place::Head, Some(_)) if on_cpu => Kept::Stored,
+        _ => Kept::Dense,
     }
 }
 
@@ -85,10 +107,6 @@ fn packed_bytes(packing: Packing, [rows, columns]: [usize; 2]) -> u64 {
 
 /// The two moments of everything that is trained.
 pub fn optimizer(shapes: &Shapes, settings: &Settings) -> u64 {
-    let moments = |elements: u64| match settings.moments {
-        MomentFormat::Bf16 => 2 * 2 * elements,
-        MomentFormat::Bytes if elements >= SMALL => 2 * (elements + F32 * elements.div_ceil(MOMENT_BLOCK)),
-        MomentFormat::F32 | MomentFormat::Bytes => 2 * F32 * elements,
-    };
+    let moments = |elements: u64| settings.moments.bytes(elements as usize) as u64;
     shapes.trained().map(moments).sum()
 }

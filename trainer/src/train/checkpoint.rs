@@ -10,7 +10,7 @@ use interlingua_checkpoints::atomic::write_atomically;
 use interlingua_checkpoints::codes::write_codes;
 use interlingua_checkpoints::dtype::{Dtype, HostTensor};
 use interlingua_checkpoints::tensors::TensorsFile;
-use interlingua_checkpoints::write::{pretty, write_tensors};
+use interlingua_checkpoints::write::{TensorSpec, pretty, write_safetensors};
 use serde::{Deserialize, Serialize};
 
 use crate::adapters::attach::host_tensor;
@@ -20,7 +20,7 @@ use crate::models::load::tensor;
 use crate::ops::adamw8bit::{BLOCK, Quantized};
 use crate::optimizers::adamw::{AdamW, State};
 use crate::optimizers::moments::{MomentFormat, Moments};
-use crate::parameters::ParameterId;
+use crate::parameters::{Parameter, ParameterId};
 use crate::train::loss_scale::LossScale;
 
 const PARAMETERS: &str = "parameters.safetensors";
@@ -57,32 +57,46 @@ pub fn write(
     optimizer: &AdamW,
     state: &RunState,
 ) -> Result<(), TrainError> {
-    let name = |id: &ParameterId| model.parameters.get(*id).name.clone();
-    let parameters = trained
-        .iter()
-        .map(|id| (name(id), host_tensor(model.parameters.get(*id), Dtype::F32)));
-    write_tensors(&folder.join(PARAMETERS), &parameters.collect())?;
+    let parameters = trained.iter().map(|id| model.parameters.get(*id));
+    let parameters: BTreeMap<&str, &Parameter> = parameters
+        .map(|parameter| (parameter.name.as_str(), parameter))
+        .collect();
+    let specs = parameters.values().map(|parameter| TensorSpec {
+        name: parameter.name.clone(),
+        dtype: Dtype::F32,
+        shape: parameter.shape.clone(),
+    });
+    write_each(&folder.join(PARAMETERS), specs.collect(), |name| {
+        parameters.get(name).map(|parameter| host_tensor(parameter, Dtype::F32))
+    })?;
     let (mut floats, mut codes) = (BTreeMap::new(), BTreeMap::new());
     let mut state = state.clone();
     for (id, of_parameter) in &optimizer.states {
-        let name = name(id);
+        let name = model.parameters.get(*id).name.clone();
         match &of_parameter.moments {
             Moments::Floats(moments) => {
                 for (part, moment) in PARTS.iter().zip(moments.iter()) {
-                    floats.insert(format!("{name}.{part}"), host(moment));
+                    floats.insert(format!("{name}.{part}"), moment);
                 }
             }
             Moments::Codes(moments) => {
                 for (part, moment) in PARTS.iter().zip(moments.iter()) {
                     let bytes = moment.codes.clone().into_data().iter::<u8>().collect();
                     codes.insert(format!("{name}.{part}"), bytes);
-                    floats.insert(format!("{name}.{part}.scales"), host(&moment.scales));
+                    floats.insert(format!("{name}.{part}.scales"), &moment.scales);
                 }
             }
         }
         state.updates.insert(name, of_parameter.step);
     }
-    write_tensors(&folder.join(MOMENTS), &floats)?;
+    let specs = floats.iter().map(|(name, tensor)| TensorSpec {
+        name: name.clone(),
+        dtype: file_dtype(tensor),
+        shape: vec![tensor.dims()[0]],
+    });
+    write_each(&folder.join(MOMENTS), specs.collect(), |name| {
+        floats.get(name).map(|tensor| host(tensor))
+    })?;
     if !codes.is_empty() {
         write_codes(&folder.join(CODES), &codes)?;
     }
@@ -93,16 +107,30 @@ pub fn write(
     Ok(write_atomically(&folder.join(STATE), pretty(&json)?.as_bytes())?)
 }
 
-/// A vector in its own format.
+/// Writes tensors that are made one at a time, so that no more than one of them is in memory twice.
+fn write_each(
+    path: &Path,
+    specs: Vec<TensorSpec>,
+    tensor: impl Fn(&str) -> Option<HostTensor>,
+) -> Result<(), CheckpointError> {
+    write_safetensors(path, &specs, &BTreeMap::new(), &mut |spec| {
+        tensor(&spec.name).ok_or_else(|| CheckpointError::Other(format!("the tensor `{}` is gone", spec.name)))
+    })
+}
+
+/// The format that a vector has in a file: its own.
+fn file_dtype(tensor: &Tensor<1>) -> Dtype {
+    if tensor.dtype() == DType::BF16 {
+        Dtype::BF16
+    } else {
+        Dtype::F32
+    }
+}
+
+/// A vector in its own format. What was bf16 stays exact.
 fn host(tensor: &Tensor<1>) -> HostTensor {
     let values: Vec<f32> = tensor.clone().into_data().iter::<f32>().collect();
-    let host = HostTensor::from_f32(vec![values.len()], &values);
-    // Exact: these numbers came from bf16.
-    if tensor.dtype() == DType::BF16 {
-        host.cast(Dtype::BF16)
-    } else {
-        host
-    }
+    HostTensor::from_f32(vec![values.len()], &values).cast(file_dtype(tensor))
 }
 
 /// Puts a checkpoint's values into model and optimizer, and returns where the run stands.

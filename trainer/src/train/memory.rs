@@ -8,10 +8,10 @@ use interlingua_data::prepare::Prepared;
 use interlingua_recipes::{BlockInputs, Offload, Recipe};
 
 use super::setup::Base;
-use crate::device::kind;
+use crate::device::{available_bytes, kind};
 use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
-use crate::memory::{current_bytes, host_bytes};
+use crate::memory::{current_bytes, set_budget};
 use crate::plan::settings::{DataFacts, DeviceKind};
 use crate::plan::{Plan, Planner};
 
@@ -39,16 +39,23 @@ pub fn planner(recipe: &Recipe, base: &Base, data: &Prepared) -> Result<Planner,
     let mut planner = Planner::new(recipe, &base.config, base.dtype(), device, Some(facts(data)))?;
     planner.settings.held = current_bytes();
     let budget = recipe.memory.budget_bytes();
-    let available = match device {
+    let mut available = available_bytes(recipe.model.device);
+    if device == DeviceKind::Cpu {
         // What is held is allocated already.
-        DeviceKind::Cpu => host_bytes().map(|host| host.available + planner.settings.held),
-        DeviceKind::Cuda => None,
-    };
+        available = available.map(|available| available + planner.settings.held);
+    }
     planner.decide(recipe.memory.recompute, budget, available);
     if let Some(budget) = budget {
         planner.check(budget)?;
     }
     Ok(planner)
+}
+
+/// Caps what this process allocates at the recipe's budget, where its device is the CPU; a stage without a budget has no cap.
+pub fn cap(recipe: &Recipe) {
+    let budget = recipe.memory.budget_bytes();
+    let budget = budget.filter(|_| kind(recipe.model.device) == DeviceKind::Cpu);
+    set_budget(budget.unwrap_or(u64::MAX));
 }
 
 /// What forward passes keep for the backward pass, as the recipe and the plan say.

@@ -94,6 +94,7 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     let planner = memory::planner(recipe, &base, &data)?;
     let memory_plan = planner.plan();
     observe(Event::Planned(Box::new(memory_plan.clone())));
+    memory::cap(recipe);
     let selection = Selection::of(recipe)?;
     working_on(c"the weights of the model");
     let mut model = base.load(recipe, &selection, &data)?;
