@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use interlingua_recipes::{
-    AdapterKind, Device, Fit, Format, Layer, Length, Parameters, Recipe, Route, ScheduleKind, Source, SourcePath,
-    Stage, Targets, Under, json_schema, shipped,
+    AdapterKind, Device, Fit, Format, Layer, Length, Moments, Parameters, Recipe, Route, ScheduleKind, Source,
+    SourcePath, Stage, Targets, Under, json_schema, shipped,
 };
 use proptest::prelude::*;
 
@@ -266,6 +266,30 @@ fn an_adapter_on_top_of_others_is_a_new_one() {
         (AdapterKind::Lora, None, &None)
     );
     assert!(second.under[0].path.is_absolute() && second.under[0].path.ends_with("a/adapter"));
+}
+
+#[test]
+fn moments_have_a_format_of_their_own_only_where_it_is_read() {
+    assert_eq!(parse(SMALL, &[]).optimizer.moments, Some(Moments::F32));
+    assert_eq!(
+        parse(SMALL, &["optimizer.moments=bf16"]).optimizer.moments,
+        Some(Moments::Bf16)
+    );
+    assert_eq!(parse(SMALL, &["optimizer.kind=adamw8bit"]).optimizer.moments, None);
+    // The format of one stage's optimizer is not that of another's.
+    let stages = "[optimizer]\nmoments = \"bf16\"\n[[stage]]\nname = \"a\"\n[[stage]]\nname = \"b\"\n[stage.optimizer]\n\
+                  kind = \"adamw8bit\"\n[[stage]]\nname = \"c\"\n[stage.optimizer]\nlearning_rate = 1e-3\n";
+    let stages = parse(&format!("{SMALL}{stages}"), &[]).stages().unwrap();
+    let moments: Vec<_> = stages.iter().map(|stage| stage.optimizer.moments).collect();
+    assert_eq!(moments, [Some(Moments::Bf16), None, Some(Moments::Bf16)]);
+    let saved = parse(SMALL, &[]);
+    let conflicts = |overrides: &[&str]| parse(SMALL, overrides).resume_conflicts(&saved).unwrap();
+    assert!(conflicts(&["optimizer.moments=f32"]).is_empty());
+    assert_eq!(conflicts(&["optimizer.moments=bf16"]), ["optimizer.moments"]);
+    assert_eq!(
+        conflicts(&["optimizer.kind=adamw8bit"]),
+        ["optimizer.kind", "optimizer.moments"]
+    );
 }
 
 #[test]
