@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{LazyLock, Mutex};
 
 use indicatif::MultiProgress;
+use interlingua_trainer::memory::out_of_memory_message;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
@@ -85,6 +86,9 @@ pub(crate) fn panic_message() -> String {
         .ok()
         .and_then(|mut last| last.take())
         .unwrap_or_else(|| "no message".to_owned());
+    if let Some(message) = out_of_memory_message(&what) {
+        return message;
+    }
     format!(
         "Interlingua has met a mistake of its own: {what}. Checkpoints that were written are whole; run again to go on. \
          Please report it with the recipe, the output of `interlingua doctor`, and what `-v` adds to this message."

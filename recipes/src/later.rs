@@ -20,7 +20,6 @@ const VALUES: &[(&str, &[&str])] = &[
         "eval.tasks.kind",
         &["multiple-choice", "retrieval", "similarity", "tokenizer"],
     ),
-    ("model.device", &["tch", "tch:cuda"]),
     ("objective.kind", &["contrastive", "reward", "process-reward"]),
     (
         "train.early_stop.metric",

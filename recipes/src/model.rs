@@ -13,7 +13,8 @@ pub struct Model {
     pub path: String,
     /// What the frozen weights compute in. "auto": f32 on a CPU; on a GPU as they are stored.
     pub dtype: Dtype,
-    /// Where the run computes: "auto", "cpu", "cuda", or "cuda:N" for the GPU with index N.
+    /// Where the run computes: "auto", "cpu", "cuda", "cuda:N" for the GPU with index N; "tch", "tch:cuda" and "tch:cuda:N"
+    /// through LibTorch.
     pub device: Device,
     /// Where the weights come from.
     pub init: Init,
@@ -64,7 +65,15 @@ pub enum Device {
     Cpu,
     /// An NVIDIA GPU: the one with this index, or the one that belongs to the process.
     Cuda(Option<usize>),
+    /// The processor, through LibTorch.
+    Tch,
+    /// An NVIDIA GPU through LibTorch, by index as above.
+    TchCuda(Option<usize>),
 }
+
+/// What a device may be, for messages.
+const DEVICES: &str =
+    "\"auto\", \"cpu\", \"cuda\", \"tch\", \"tch:cuda\", or \"cuda:N\" or \"tch:cuda:N\" with a GPU's index";
 
 impl fmt::Display for Device {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,6 +82,9 @@ impl fmt::Display for Device {
             Self::Cpu => formatter.write_str("cpu"),
             Self::Cuda(None) => formatter.write_str("cuda"),
             Self::Cuda(Some(index)) => write!(formatter, "cuda:{index}"),
+            Self::Tch => formatter.write_str("tch"),
+            Self::TchCuda(None) => formatter.write_str("tch:cuda"),
+            Self::TchCuda(Some(index)) => write!(formatter, "tch:cuda:{index}"),
         }
     }
 }
@@ -81,17 +93,17 @@ impl std::str::FromStr for Device {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let index = |prefix: &str| text.strip_prefix(prefix).and_then(|index| index.parse().ok());
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(None)),
-            _ => text
-                .strip_prefix("cuda:")
-                .and_then(|index| index.parse().ok())
+            "tch" => Ok(Self::Tch),
+            "tch:cuda" => Ok(Self::TchCuda(None)),
+            _ => index("cuda:")
                 .map(|index| Self::Cuda(Some(index)))
-                .ok_or_else(|| {
-                    format!("{text:?} is no device. Use \"auto\", \"cpu\", \"cuda\", or \"cuda:N\" with a GPU's index.")
-                }),
+                .or_else(|| index("tch:cuda:").map(|index| Self::TchCuda(Some(index))))
+                .ok_or_else(|| format!("{text:?} is no device. Use {DEVICES}.")),
         }
     }
 }
@@ -118,9 +130,9 @@ impl JsonSchema for Device {
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
             "type": "string",
-            "pattern": "^(auto|cpu|cuda(:[0-9]{1,4})?)$",
-            "examples": ["auto", "cpu", "cuda", "cuda:1"],
-            "x-expected": "\"auto\", \"cpu\", \"cuda\", or \"cuda:N\" with a GPU's index"
+            "pattern": "^(auto|cpu|tch|(tch:)?cuda(:[0-9]{1,4})?)$",
+            "examples": ["auto", "cpu", "cuda", "cuda:1", "tch", "tch:cuda"],
+            "x-expected": DEVICES
         })
     }
 }

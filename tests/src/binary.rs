@@ -26,6 +26,9 @@ pub fn path() -> &'static Path {
             build
                 .current_dir(workspace())
                 .args(["build", "--workspace", "--all-targets"]);
+            if cfg!(feature = "tch") {
+                build.args(["--features", "interlingua-launch/tch,interlingua-tests/tch"]);
+            }
             if profile.ends_with("release") {
                 build.arg("--release");
             }

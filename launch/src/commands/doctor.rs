@@ -1,5 +1,7 @@
 //! `interlingua doctor`: what this machine has and lacks for each device, and what to do.
 
+mod nvidia;
+
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -27,9 +29,9 @@ pub(crate) struct Arguments {
 /// One thing looked at.
 #[derive(Serialize)]
 struct Check {
-    /// `cpu`, `cuda` or `folders`.
+    /// `cpu`, `cuda`, `tch` or `folders`.
     area: &'static str,
-    name: &'static str,
+    name: String,
     good: bool,
     found: String,
     /// What to do, when it is not good.
@@ -43,13 +45,17 @@ struct Check {
 /// When standard output cannot be written.
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
     let mut checks = cpu();
-    checks.extend(cuda());
+    checks.extend(nvidia::cuda());
+    checks.extend(nvidia::libtorch());
     checks.extend(folders(&arguments.output));
     let usable = |area: &str| checks.iter().filter(|check| check.area == area).all(|check| check.good);
-    let devices: Vec<&str> = ["cpu", "cuda"]
-        .into_iter()
-        .filter(|device| *device == "cpu" || usable(device))
-        .collect();
+    let there = |device: &&str| match *device {
+        "cpu" => true,
+        // On a CPU it computes whatever GPUs there are.
+        "tch" => cfg!(feature = "tch"),
+        device => usable(device),
+    };
+    let devices: Vec<&str> = ["cpu", "cuda", "tch"].into_iter().filter(there).collect();
     if global.json {
         let version = env!("CARGO_PKG_VERSION");
         output::json(&serde_json::json!({ "version": version, "devices": devices, "checks": checks }))?;
@@ -79,10 +85,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
     Ok(Exit::Done)
 }
 
-fn check(area: &'static str, name: &'static str, good: bool, found: String, advice: &str) -> Check {
+fn check(area: &'static str, name: &str, good: bool, found: String, advice: &str) -> Check {
     Check {
         area,
-        name,
+        name: name.to_owned(),
         good,
         found,
         advice: (!good).then(|| advice.to_owned()),
@@ -124,33 +130,6 @@ fn cpu() -> Vec<Check> {
             available >= LITTLE_MEMORY,
             memory,
             "Choose a small model, lower data.max_length and train.batch_size, or set memory.recompute = \"block\".",
-        ),
-    ]
-}
-
-fn cuda() -> Vec<Check> {
-    let compiled = cfg!(feature = "cuda");
-    let driver = machine::shared_library("libcuda.so.1");
-    let version = machine::nvidia_driver_version();
-    let found = match (&driver, version) {
-        (Some(path), Some(version)) => format!("{} (driver {version})", path.display()),
-        (Some(path), None) => path.display().to_string(),
-        (None, _) => "libcuda.so.1 was not found".to_owned(),
-    };
-    vec![
-        check(
-            "cuda",
-            "in this binary",
-            compiled,
-            if compiled { "yes" } else { "no" }.to_owned(),
-            "Build with `cargo build --release --features cuda` for NVIDIA GPUs.",
-        ),
-        check(
-            "cuda",
-            "driver",
-            driver.is_some(),
-            found,
-            "Install the NVIDIA driver of your distribution, or make it visible in the container (`--gpus all`).",
         ),
     ]
 }

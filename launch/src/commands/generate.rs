@@ -72,7 +72,7 @@ pub(crate) struct Arguments {
     /// What to compute in: auto (as stored, where the device can), f32, bf16 or f16
     #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = model::parse_dtype)]
     dtype: Dtype,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda or cuda:N, tch or tch:cuda
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: Device,
 }

@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
     /// What to compute in: f32, bf16, f16, or auto for the model's own
     #[arg(long, default_value = "f32", value_parser = model::parse_dtype)]
     dtype: Dtype,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda or cuda:N, tch or tch:cuda
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Device,
 }

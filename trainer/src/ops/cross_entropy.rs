@@ -106,10 +106,7 @@ pub fn target_log_probs_reference(logits: Tensor<2>, targets: &[u32]) -> Vec<f32
 /// The targets as a column `[rows, 1]` beside `like`.
 fn target_indices(targets: &[u32], like: &Tensor<2>) -> Tensor<2, Int> {
     let column: Vec<i32> = targets.iter().map(|target| *target as i32).collect();
-    Tensor::from_data(
-        TensorData::new(column, [targets.len(), 1]),
-        (&like.device(), DType::I32),
-    )
+    Tensor::from_data(TensorData::new(column, [targets.len(), 1]), &like.device())
 }
 
 /// The elements of an f32 tensor.

@@ -26,11 +26,11 @@ use super::setup::Base;
 use super::step::{Accumulated, Losses, StepData, StepKey, not_finite};
 use super::summary::Summary;
 use super::{Event, Outcome, Started, StopFlag, memory};
-use crate::device::describe;
+use crate::device::{compiles_into, describe};
 use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
 use crate::export::write_results;
-use crate::memory::peak_bytes;
+use crate::memory::{peak_bytes_on, working_on};
 use crate::models::Model;
 use crate::optimizers::adamw::AdamW;
 use crate::optimizers::schedule::learning_rate;
@@ -68,6 +68,7 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     }
     let base = Base::open(recipe)?;
     let tokenizer = base.tokenizer(recipe)?;
+    working_on(c"the data");
     let mut progress = |progress| observe(Event::Preparing(progress));
     let mut data = prepare(
         recipe,
@@ -94,6 +95,7 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     let memory_plan = planner.plan();
     observe(Event::Planned(Box::new(memory_plan.clone())));
     let selection = Selection::of(recipe)?;
+    working_on(c"the weights of the model");
     let mut model = base.load(recipe, &selection, &data)?;
     let trained = selection.all(&model);
     let mut optimizer = AdamW::of(&recipe.optimizer);
@@ -251,6 +253,7 @@ impl Run<'_> {
         observe: &mut dyn FnMut(Event),
     ) -> Result<Outcome, TrainError> {
         observe(Event::Started(self.started()));
+        self.compile_kernels(observe)?;
         if self.state.step == 0 {
             self.evaluate(evaluator, observe)?;
         }
@@ -305,6 +308,30 @@ impl Run<'_> {
         }
     }
 
+    /// Where a device compiles kernels when they are first used, and has none yet: computes a step whose result nobody looks at.
+    fn compile_kernels(&self, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        let Some(folder) = compiles_into(&self.model.device).filter(|_| self.state.step < self.total_steps) else {
+            return Ok(());
+        };
+        observe(Event::Note(format!(
+            "compiling kernels for this GPU, once: that takes some minutes, and they are kept in {}",
+            folder.display()
+        )));
+        let (start, step) = (Instant::now(), self.state.step);
+        let data = self.plan.step(&self.data.train, &self.losses.auxiliary, step);
+        let key = StepKey {
+            seed: self.recipe.seed,
+            step,
+        };
+        working_on(c"a step that compiles kernels");
+        rayon::scope(|_| self.losses.accumulate(&self.model, &self.data.train, &data, key, 1.0))?;
+        observe(Event::Note(format!(
+            "kernels are ready after {:.0} seconds",
+            start.elapsed().as_secs_f64()
+        )));
+        Ok(())
+    }
+
     fn time(&self) -> f64 {
         self.metrics.time_before + self.start.elapsed().as_secs_f64()
     }
@@ -315,6 +342,7 @@ impl Run<'_> {
         let step = self.state.step;
         self.selection.apply(&mut self.model, step, self.total_steps);
         let data = self.plan.step(&self.data.train, &self.losses.auxiliary, step);
+        working_on(c"a training step");
         // On the pool's own threads, so that its many small tasks need not wake this one.
         let loss_scale = self.state.loss_scale.map(|loss_scale| loss_scale.scale);
         let (passed, grad_norm, rate) = rayon::scope(|_| self.compute(&data))?;
@@ -332,7 +360,7 @@ impl Run<'_> {
             learning_rate: rate,
             tokens_per_second: passed.tokens_total as f64 / seconds,
             step_seconds: seconds,
-            memory_bytes: peak_bytes(),
+            memory_bytes: peak_bytes_on(&self.model.device),
             loss_scale,
             skipped_steps: self.state.loss_scale.map(|loss_scale| loss_scale.skipped_steps),
             rewards: passed.rewards,
@@ -389,6 +417,7 @@ impl Run<'_> {
             reference: self.losses.heldout_reference.as_ref(),
         });
         let (model, tokenizer, step, time) = (&self.model, &self.tokenizer, self.state.step, self.time());
+        working_on(c"an evaluation");
         let rows = rayon::scope(|_| evaluator.run(model, tokenizer, heldout, step, time))?;
         let metric = self.recipe.train.early_stop.metric;
         // The first task that measures the metric decides.
@@ -422,6 +451,7 @@ impl Run<'_> {
 
     fn save(&mut self, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         let output: &Path = &self.recipe.output;
+        working_on(c"a checkpoint");
         let path = run_state::save(output, self.state.step, |folder| {
             checkpoint::write(folder, &self.model, &self.trained, &self.optimizer, &self.state)
         })?;

@@ -82,7 +82,7 @@ impl Base {
     /// When the device is not there, or the weights cannot be read.
     pub fn load_bare(&self, recipe: &Recipe) -> Result<Model, TrainError> {
         let device = device(recipe.model.device)?;
-        let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device);
+        let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device)?;
         load(&self.config, &self.weights(recipe), &Storage::frozen(dtype, &device))
     }
 
@@ -118,7 +118,7 @@ impl Base {
     pub fn load(&self, recipe: &Recipe, selection: &Selection, data: &Prepared) -> Result<Model, TrainError> {
         check_adapters(recipe, &self.config)?;
         let device = device(recipe.model.device)?;
-        let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device);
+        let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device)?;
         let storage = Storage {
             trainable: &|name| selection.selects(name, false),
             ..Storage::frozen(dtype, &device)
@@ -333,7 +333,7 @@ pub fn load_for_inference(
     let path = hub::resolve(id_or_path)?;
     let folder = ModelFolder::open(&path)?;
     let device: Device = device(wanted)?;
-    let dtype = compute_dtype(dtype, folder.main_dtype(), &device);
+    let dtype = compute_dtype(dtype, folder.main_dtype(), &device)?;
     let storage = Storage {
         quantization,
         ..Storage::frozen(dtype, &device)

@@ -17,7 +17,7 @@ fn gradients_add_up_in_f32() {
             let mut added = 0;
             for (id, gradient) in two.iter() {
                 assert_eq!(gradient.dtype(), DType::F32);
-                assert_eq!(model.parameters.get(id).value.dtype(), DType::F32);
+                assert_eq!(model.parameters.get(id).values().dtype(), DType::F32);
                 // A small share, which 16 bits would swallow.
                 sum.add(id, gradient.clone() * 1e-4);
                 let pairs = host(one.get(id).unwrap()).into_iter().zip(host(gradient));

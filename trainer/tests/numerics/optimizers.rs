@@ -121,7 +121,7 @@ fn adamw_in_8_bits_steps_as_in_bitsandbytes() {
             }
             let few = length / 1000;
             let expected = values(&file, &what);
-            let found = host(&parameters.get(id).value);
+            let found = host(&parameters.get(id).values());
             let off = found
                 .iter()
                 .zip(&expected)
@@ -179,7 +179,7 @@ fn descend(format: MomentFormat, length: usize) -> (Vec<Vec<f32>>, usize) {
     let case = serde_json::json!({ "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.01 });
     let mut optimizer = optimizer(&case, format);
     let way = (0..50).map(|step| {
-        let values = host(&parameters.get(id).value);
+        let values = host(&parameters.get(id).values());
         // Noise, so that moments do not only decay.
         let noise = |index: usize| (((index + 7 * step) * 29 % 89) as f32 - 44.0) / 200.0;
         let slope = values
@@ -189,7 +189,7 @@ fn descend(format: MomentFormat, length: usize) -> (Vec<Vec<f32>>, usize) {
         let mut gradients = Gradients::default();
         gradients.add(id, tensor(slope.collect(), &device, DType::F32));
         optimizer.step(&mut parameters, &gradients, 0.01);
-        host(&parameters.get(id).value)
+        host(&parameters.get(id).values())
     });
     (way.collect(), optimizer.bytes())
 }

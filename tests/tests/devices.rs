@@ -1,0 +1,86 @@
+//! Devices that are not there, and memory that is not there: sentences and exit codes, never a panic.
+
+use std::process::Command;
+
+use interlingua_tests::binary::{Ran, Scratch, path};
+use interlingua_tests::tiny;
+
+/// Whether the binary under test can use LibTorch.
+const LIBTORCH: bool = cfg!(feature = "tch");
+
+#[test]
+fn a_device_that_cannot_be_used_is_refused_before_anything_is_written() {
+    let scratch = Scratch::new();
+    tiny::write(&scratch);
+    for device in ["cuda", "cuda:7", "tch:cuda:9"] {
+        let set = format!("model.device={device}");
+        scratch.run(["train", "recipe.toml", "--set", &set]).refuses(
+            2,
+            &[
+                &format!("the device \"{device}\" cannot be used: "),
+                "interlingua doctor",
+            ],
+        );
+    }
+    if !LIBTORCH {
+        scratch
+            .run(["train", "recipe.toml", "--set", "model.device=tch"])
+            .refuses(2, &["built without LibTorch", "--features tch"]);
+    }
+    scratch
+        .run(["train", "recipe.toml", "--set", "model.device=cuda:-1"])
+        .refuses(2, &["model.device", "cuda:N"]);
+    assert!(!scratch.path("run").exists());
+}
+
+#[test]
+fn doctor_names_every_device() {
+    let scratch = Scratch::new();
+    let report = scratch.run(["doctor", "--json"]).succeeds().json();
+    let areas: Vec<&str> = report["checks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|check| check["area"].as_str())
+        .collect();
+    for area in ["cpu", "cuda", "tch", "folders"] {
+        assert!(areas.contains(&area), "{area}: {report}");
+    }
+    assert_eq!(
+        report["devices"]
+            .as_array()
+            .is_some_and(|devices| devices.contains(&"tch".into())),
+        LIBTORCH
+    );
+}
+
+/// More than the process may have is asked for at once, so the system refuses whatever the machine has.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_the_system_refuses_is_a_message_about_the_weights() {
+    let scratch = Scratch::new();
+    tiny::write(&scratch);
+    let config = scratch.read("base/config.json");
+    let wide = config.replace("\"vocab_size\":320", "\"vocab_size\":268435456");
+    assert_ne!(config, wide);
+    scratch.write("base/config.json", wide);
+    // 32 GiB of embedding, 16 GiB of address space.
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -v 16777216; exec \"$0\" train recipe.toml"])
+        .arg(path())
+        .current_dir(scratch.path(""))
+        .env("RAYON_NUM_THREADS", "2")
+        .env("INTERLINGUA_CACHE", scratch.path(".cache"))
+        .env("NO_COLOR", "1")
+        .env_remove("RUST_BACKTRACE");
+    let ran: Ran = command.output().expect("a shell").into();
+    ran.refuses(
+        1,
+        &[
+            "error: Out of memory while working on the weights of the model: 32.0 GiB more were asked for",
+            "the system gives no more",
+        ],
+    );
+    assert!(!scratch.path("run").exists());
+}
