@@ -107,9 +107,9 @@ impl Recipe {
         table
             .entry("output")
             .or_insert_with(|| Value::String("evaluation".to_owned()));
-        table.retain(|key, _| !["adapter", "stage"].contains(&key.as_str()));
+        table.retain(|key, _| !["adapter", "stage"].contains(&key));
         if let Some(Value::Table(data)) = table.get_mut("data") {
-            data.retain(|key, _| !["sources", "holdout", "mix", "parallel"].contains(&key.as_str()));
+            data.retain(|key, _| !["sources", "holdout", "mix", "parallel"].contains(&key));
         }
         let located = |finding| document.problem(finding);
         fail_if_any(keys::check(&table).into_iter().map(located).collect())?;
