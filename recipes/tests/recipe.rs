@@ -314,7 +314,10 @@ fn shipped_recipes_load_and_satisfy_the_schema() {
         let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
         assert!(errors.is_empty(), "{name}: {errors:?}");
         let recipe = Recipe::load(&folder.join(name), &[]).unwrap_or_else(|error| panic!("{error}"));
-        for path in recipe.data.sources.iter().flat_map(|source| source.path.paths()) {
+        let tasks = recipe.eval.tasks.iter().map(|task| task.path.as_path());
+        let template = Some(Path::new(&recipe.data.template)).filter(|path| path.is_absolute());
+        let sources = recipe.data.sources.iter().flat_map(|source| source.path.paths());
+        for path in sources.chain(tasks).chain(template) {
             let path = path.strip_prefix(folder.canonicalize().unwrap()).unwrap();
             assert!(
                 shipped.files.iter().any(|(file, _)| Path::new(file) == path),

@@ -39,6 +39,13 @@ pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     findings
 }
 
+/// Everything that is wrong with the tasks of a recipe that only evaluates.
+pub(crate) fn check_tasks(recipe: &Recipe) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    tasks::check(recipe, &mut findings);
+    findings
+}
+
 fn model(recipe: &Recipe, findings: &mut Vec<Finding>) {
     if recipe.output.as_os_str().is_empty() {
         findings.push(Finding::at(

@@ -94,6 +94,27 @@ impl Base {
         load(&self.config, &self.weights(recipe), &storage)
     }
 
+    /// Loads the model to measure it, with adapters stacked on it or without.
+    ///
+    /// # Errors
+    /// When the device is not there, the weights or an adapter cannot be read, or an adapter does not fit.
+    pub fn load_with_adapters(
+        &self,
+        recipe: &Recipe,
+        adapters: &[PathBuf],
+        quantization: Option<Quantization>,
+    ) -> Result<Model, TrainError> {
+        let device = device(recipe.model.device)?;
+        let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device);
+        let storage = Storage {
+            quantization,
+            ..Storage::frozen(dtype, &device)
+        };
+        let mut model = load(&self.config, &self.weights(recipe), &storage)?;
+        stack(&mut model, adapters)?;
+        Ok(model)
+    }
+
     fn weights(&self, recipe: &Recipe) -> Weights<'_> {
         match &self.folder {
             Some(folder) => Weights::Folder(folder),
@@ -348,6 +369,12 @@ pub fn load_for_inference(
         ..Storage::frozen(dtype, &device)
     };
     let mut model = load(folder.config(), &Weights::Folder(&folder), &storage)?;
+    stack(&mut model, adapters)?;
+    Ok((model, folder))
+}
+
+/// Puts adapters on a model, each on top of those before it.
+fn stack(model: &mut Model, adapters: &[PathBuf]) -> Result<(), TrainError> {
     for (index, path) in adapters.iter().enumerate() {
         let stands_on = Description::read(path)?.unwrap_or_default().under;
         if !stands_on.is_empty() && index == 0 {
@@ -371,8 +398,8 @@ pub fn load_for_inference(
                 language: language.as_deref(),
                 ..Placement::default()
             };
-            attach(&mut model, &adapter, placement)?;
+            attach(model, &adapter, placement)?;
         }
     }
-    Ok((model, folder))
+    Ok(())
 }
