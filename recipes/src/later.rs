@@ -5,7 +5,6 @@ const KEYS: &[&str] = &[
     "distributed",
     "memory.budget",
     "memory.offload",
-    "model.quantization",
     "model.vocabulary",
     "objective.temperature",
 ];

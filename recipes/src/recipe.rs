@@ -17,6 +17,7 @@ use crate::merge::MergeStage;
 use crate::model::Model;
 use crate::objective::Objective;
 use crate::optimizer::Optimizer;
+use crate::quantization::Quantization;
 use crate::reference::Reference;
 use crate::schedule::Schedule;
 use crate::stage::{self, Stage};
@@ -209,6 +210,7 @@ impl Recipe {
         }
         recipe.objective.fill_in();
         recipe.adapter.fill_in();
+        recipe.model.quantization.iter_mut().for_each(Quantization::fill_in);
         if !has_length && recipe.adapter.is_closed_form() {
             (recipe.train.steps, recipe.train.epochs) = (Some(0), None);
         } else if !has_length {

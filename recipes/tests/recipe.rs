@@ -331,7 +331,7 @@ fn the_schema_describes_every_key_and_refuses_what_the_loader_refuses() {
         "[adapter]\ntargets = \"q_proj\"",
         "[adapter]\ndropout = 1.0",
         "[optimizer]\nbetas = [0.9, 1.0]",
-        "[model.quantization]\nscheme = \"nf4\"",
+        "[model.quantization]\nscheme = \"fp4\"",
         "[[stage]]\nname = \"a\"\noutput = \"x\"",
         "[[stage]]\nname = \"a/b\"",
     ] {

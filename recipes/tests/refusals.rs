@@ -44,7 +44,6 @@ fn unknown_keys() {
 
 #[test]
 fn keys_and_values_of_later_versions() {
-    assert_snapshot!(with("[model.quantization]\nscheme = \"nf4\""), @r#"my.toml:8: `model.quantization` is not in this version of Interlingua yet. Leave it out."#);
     assert_snapshot!(set("model.device=tch"), @r#"--set model.device=tch: `model.device` is "tch", which this version of Interlingua does not have yet. Use "auto", "cpu", "cuda", or "cuda:N" with a GPU's index."#);
     assert_snapshot!(set("train.parameters=new-tokens"), @r#"--set train.parameters=new-tokens: `train.parameters` is "new-tokens", which this version of Interlingua does not have yet. Use "auto", a list of parameter names, or "re:" and a regular expression."#);
     assert_snapshot!(set("data.sources.0.format=stepwise"), @r#"--set data.sources.0.format=stepwise: `data.sources.0.format` is "stepwise", which this version of Interlingua does not have yet. Use "alpaca", "sharegpt", "messages", "prompt-completion", "text", "preference", "kto", "parallel", "choice" or "tokens"."#);
@@ -72,6 +71,20 @@ fn adapters() {
     my.toml:10: `adapter.route` asks for an adapter for each language, but `adapter.kind` is "none". Set the kind, or leave it out.
     my.toml:11: `adapter.under` names adapters below the trained one, but `adapter.kind` is "none". Set the kind, or leave it out.
     "#);
+}
+
+#[test]
+fn quantization() {
+    let quantised = |lines: &str| with(&format!("[adapter]\n[model.quantization]\n{lines}"));
+    assert_snapshot!(quantised("scheme = \"fp4\""), @r#"my.toml:10: `model.quantization.scheme` is "fp4", but must be "nf4" or "int8"."#);
+    assert_snapshot!(quantised("block = 96"), @r#"my.toml:10: `model.quantization.block` is 96, but must be 64, 128, 256, 512, 1024, 2048 or 4096."#);
+    assert_snapshot!(quantised("block = 32"), @r#"my.toml:10: `model.quantization.block` is 32, but must be a whole number from 64 to 4096."#);
+    assert_snapshot!(quantised("scheme = \"int8\"\ndouble = true"), @r#"my.toml:11: `model.quantization.double` is not read by "int8". Leave it out. It reads none."#);
+    assert_snapshot!(with("[model.quantization]"), @r#"my.toml:8: `model.quantization` keeps the weights of linear layers in few bits, in which they cannot be trained, and without an adapter everything is. Add [adapter], or name in train.parameters what is not quantised, such as ["embed_tokens"]."#);
+    assert_snapshot!(with("[model.quantization]\n[train]\nparameters = \"re:layers.3.mlp\""), @r#"my.toml:10: `train.parameters` selects model.layers.3.mlp.gate_proj.weight, which `model.quantization` keeps in few bits, so that it cannot be trained. Select other parameters, or leave model.quantization out."#);
+    assert_snapshot!(with("[model.quantization]\nhead = true\n[train]\nparameters = [\"lm_head\"]"), @r#"my.toml:11: `train.parameters` selects lm_head.weight, which `model.quantization` keeps in few bits, so that it cannot be trained. Select other parameters, or leave model.quantization out."#);
+    assert_snapshot!(with("[model.quantization]\nhead = true\n[adapter]\nmodules_to_save = [\"embed_tokens\", \"lm_head\"]"), @r#"my.toml:11: `adapter.modules_to_save.1` is "lm_head", which `model.quantization` keeps in few bits, so that it cannot be trained in full. Set model.quantization.head = false, or leave it out here."#);
+    assert_snapshot!(with("[model.quantization]\n[adapter]\nmodules_to_save = [\"down_proj\"]"), @r#"my.toml:10: `adapter.modules_to_save.0` is "down_proj", which `model.quantization` keeps in few bits, so that it cannot be trained in full. Adapt it with adapter.targets instead."#);
 }
 
 #[test]

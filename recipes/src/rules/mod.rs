@@ -3,6 +3,7 @@
 mod adapter;
 mod mixture;
 mod objective;
+mod quantization;
 mod sources;
 mod tasks;
 
@@ -25,6 +26,7 @@ pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     let mut findings = Vec::new();
     model(recipe, &mut findings);
     adapter::check(recipe, &mut findings);
+    quantization::check(recipe, &mut findings);
     sources::check(recipe, &mut findings);
     lengths(recipe, &mut findings);
     tasks::check(recipe, &mut findings);
