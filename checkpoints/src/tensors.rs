@@ -72,6 +72,16 @@ impl TensorsFile {
             .and_then(|info| Dtype::from_safetensors(info.dtype))
     }
 
+    /// Number format of a tensor, as the file names it.
+    pub(crate) fn stored(&self, name: &str) -> Option<safetensors::Dtype> {
+        self.metadata.info(name).map(|info| info.dtype)
+    }
+
+    /// An entry of the file's metadata.
+    pub(crate) fn note(&self, key: &str) -> Option<&str> {
+        self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
     /// The bytes of a tensor.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
         self.map.get(self.range(name)?)
@@ -156,17 +166,24 @@ impl TensorsFile {
                 advice: advice.to_owned(),
             });
         }
-        let dtype = Dtype::from_safetensors(info.dtype).ok_or_else(|| {
-            let format = info.dtype;
-            CheckpointError::config(
-                &self.path,
-                format!("tensor `{name}` is stored as {format:?}; f32, bf16 and f16 can be read"),
-            )
-        })?;
+        let dtype = self.float_dtype(name)?;
         let values = convert(dtype, bytes);
         let (from, to) = info.data_offsets;
         self.forget(self.start + from..self.start + to);
         Ok(Some(values))
+    }
+
+    /// The number format of a tensor that should be one of floats.
+    pub(crate) fn float_dtype(&self, name: &str) -> Result<Dtype, CheckpointError> {
+        self.dtype(name).ok_or_else(|| {
+            let format = self
+                .stored(name)
+                .map_or("nothing".to_owned(), |format| format!("{format:?}"));
+            CheckpointError::config(
+                &self.path,
+                format!("tensor `{name}` is stored as {format}; f32, bf16 and f16 can be read"),
+            )
+        })
     }
 
     /// Asks the kernel to bring a range of the file into memory, without waiting.

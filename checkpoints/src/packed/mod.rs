@@ -4,14 +4,19 @@
 //! so that its checkpoints are read as they are and ours could be read by it.
 
 mod absmax;
+mod cache;
 mod dynamic;
 mod int8;
 mod nf4;
+mod quantise;
+pub(crate) mod stored;
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 pub use absmax::Absmax;
+pub use cache::PackedCache;
 pub use dynamic::dynamic_map;
 pub use nf4::{LEVELS, is_block};
 
@@ -24,6 +29,32 @@ pub struct Packed {
     shape: [usize; 2],
     format: Format,
     codes: Bytes,
+}
+
+/// How to quantise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Four bits: [`Format::Nf4`].
+    Nf4 {
+        /// Numbers in a block; see [`is_block`].
+        block: usize,
+        /// Whether the magnitudes of blocks are quantised too, to 8 bits.
+        double: bool,
+    },
+    /// Eight bits: [`Format::Int8`].
+    Int8,
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nf4 { block, double } => {
+                let double = if *double { " and double quantisation" } else { "" };
+                write!(formatter, "NF4 with blocks of {block}{double}")
+            }
+            Self::Int8 => formatter.write_str("int8"),
+        }
+    }
 }
 
 /// How the numbers of a [`Packed`] matrix are kept.
