@@ -1,5 +1,7 @@
 //! Quantised matrices against bitsandbytes (tests/fixtures/packed.py), and what holds of any of them.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -120,8 +122,8 @@ fn blocks_of_zeros_are_zero() {
         assert!(decoded.iter().all(|value| value.abs() < 1e-30), "{decoded:?}");
     }
     assert_eq!(Packed::int8(&[0.0; 6], [2, 3]).decode(), [0.0; 6]);
-    assert_eq!(Packed::nf4(&[], [0, 8], 64, true).decode(), [0.0f32; 0]);
-    assert_eq!(Packed::int8(&[], [3, 0]).decode(), [0.0f32; 0]);
+    assert!(Packed::nf4(&[], [0, 8], 64, true).decode().is_empty());
+    assert!(Packed::int8(&[], [3, 0]).decode().is_empty());
 }
 
 #[test]

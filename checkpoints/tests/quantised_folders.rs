@@ -1,5 +1,7 @@
 //! Folders that Transformers saved quantised, and the cache of folders that are quantised here.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
