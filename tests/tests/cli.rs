@@ -193,6 +193,16 @@ fn inspect_knows_folders_and_files() {
         (&"model".into(), &"LlamaForCausalLM".into())
     );
     assert!(model["parameters"].as_u64().unwrap() > 1000);
+    let plain = inspect("qlora/base");
+    for (name, kind) in [
+        ("nf4_double", "bitsandbytes nf4, double quantisation"),
+        ("nf4", "bitsandbytes nf4"),
+        ("int8", "bitsandbytes int8"),
+    ] {
+        let quantised = inspect(&format!("qlora/saved/{name}"));
+        assert_eq!(quantised["quantised"], kind);
+        assert_eq!(quantised["parameters"], plain["parameters"], "{name}");
+    }
     let adapter = inspect("lora/llama.dora");
     assert_eq!((&adapter["kind"], &adapter["dora"]), (&"adapter".into(), &true.into()));
     assert_eq!(inspect("models/llama.golden.safetensors")["kind"], "tensors");

@@ -41,8 +41,11 @@ fn encode_row(values: &[f32], codes: &mut [u8]) -> f32 {
     // Magnitudes in the order of their bits, in which what is not finite comes last.
     let magnitude = |value: &f32| value.to_bits() & 0x7fff_ffff;
     let scale = f32::from_bits(values.iter().map(magnitude).fold(0, u32::max));
-    // A row of zeros, or of numbers so small that the quotient overflows, is zero.
-    let inverse = Some(127.0 / scale).filter(|inverse| inverse.is_finite()).unwrap_or(0.0);
+    // In two steps, as PyTorch divides a number by a tensor. A row of zeros, or of numbers so small that the quotient overflows,
+    // is zero.
+    let inverse = Some(1.0 / scale * 127.0)
+        .filter(|inverse| inverse.is_finite())
+        .unwrap_or(0.0);
     for (code, value) in codes.iter_mut().zip(values) {
         *code = ((value * inverse).round_ties_even() as i8).cast_unsigned();
     }

@@ -36,6 +36,43 @@ const BOUNDS: [f32; 15] = {
     bounds
 };
 
+/// More cells than the 33 that the numbers from -1 to 1 fall into, so that any six bits are one.
+const CELLS: usize = 64;
+
+/// The cell of a number: the nearest sixteenth, counted from -1. Adding so much leaves whole numbers in the last bits. A
+/// larger number has the same cell or a higher one.
+const fn cell(share: f32) -> usize {
+    (share * 16.0 + 8_388_624.0).to_bits() as usize % CELLS
+}
+
+/// How many bounds are in cells below each cell.
+static BELOW: [u8; CELLS] = {
+    let mut below = [0; CELLS];
+    let mut index = 0;
+    while index < 15 {
+        let mut above = cell(BOUNDS[index]) + 1;
+        while above < CELLS {
+            below[above] += 1;
+            above += 1;
+        }
+        index += 1;
+    }
+    below
+};
+
+/// The bound in each cell; there is never more than one.
+static WITHIN: [f32; CELLS] = {
+    let mut within = [f32::INFINITY; CELLS];
+    let mut index = 0;
+    while index < 15 {
+        let cell = cell(BOUNDS[index]);
+        assert!(within[cell] == f32::INFINITY, "two bounds in a cell");
+        within[cell] = BOUNDS[index];
+        index += 1;
+    }
+    within
+};
+
 /// The two levels of every byte.
 static PAIRS: [[f32; 2]; 256] = {
     let mut pairs = [[0.0; 2]; 256];
@@ -47,8 +84,8 @@ static PAIRS: [[f32; 2]; 256] = {
     pairs
 };
 
-/// The code of zero, which fills the last byte of an odd number of codes.
-const ZERO: u8 = 7;
+/// Numbers that are encoded, or pairs that are decoded, at a time, so that the compiler knows how many.
+const WIDTH: usize = 32;
 
 /// The smallest magnitude that is divided by.
 const SMALLEST: f32 = 1e-38;
@@ -108,18 +145,41 @@ fn encode_chunk(values: &[f32], block: usize, codes: &mut [u8], absmax: &mut [f3
 
 #[inline(always)]
 fn encode_block(values: &[f32], share: impl Fn(f32) -> f32, codes: &mut [u8]) {
-    const WIDTH: usize = 32;
-    for (values, codes) in values.chunks(WIDTH).zip(codes.chunks_mut(WIDTH / 2)) {
-        let mut levels = [ZERO; WIDTH];
-        for (level, value) in levels.iter_mut().zip(values) {
-            let share = share(*value).clamp(-1.0, 1.0);
-            let above = BOUNDS.iter().map(|bound| u32::from(share > *bound)).sum::<u32>();
-            *level = above as u8;
+    let (whole, rest) = values.as_chunks::<WIDTH>();
+    let (whole_codes, rest_codes) = codes.split_at_mut(whole.len() * WIDTH / 2);
+    for (codes, values) in whole_codes.as_chunks_mut().0.iter_mut().zip(whole) {
+        let mut shares = [0.0; WIDTH];
+        for (place, value) in shares.iter_mut().zip(values) {
+            *place = share(*value);
         }
-        for (code, [high, low]) in codes.iter_mut().zip(levels.as_chunks::<2>().0) {
-            *code = high << 4 | low;
-        }
+        *codes = encode_array(&shares);
     }
+    if !rest.is_empty() {
+        // What fills the last byte of an odd number is the code of zero.
+        let mut shares = [0.0; WIDTH];
+        for (place, value) in shares.iter_mut().zip(rest) {
+            *place = share(*value);
+        }
+        let encoded = encode_array(&shares);
+        rest_codes.copy_from_slice(&encoded[..rest_codes.len()]);
+    }
+}
+
+#[inline(always)]
+fn encode_array(shares: &[f32; WIDTH]) -> [u8; WIDTH / 2] {
+    let mut codes = [0; WIDTH / 2];
+    for (code, [high, low]) in codes.iter_mut().zip(shares.as_chunks::<2>().0) {
+        *code = code_of(*high) << 4 | code_of(*low);
+    }
+    codes
+}
+
+/// The code of a number over its block's magnitude: how many bounds it is above. All but at most one of them are in other
+/// cells, so that the cell says where the number lies to them.
+#[inline(always)]
+fn code_of(share: f32) -> u8 {
+    let cell = cell(share);
+    BELOW[cell] + u8::from(share > WITHIN[cell])
 }
 
 /// Decodes the numbers from the one at `first` on.
@@ -141,12 +201,40 @@ pub(super) fn decode(codes: &[u8], block: usize, absmax: &Absmax, first: usize, 
             (part, codes) = (&mut part[1..], &codes[1..]);
         }
         let (pairs, single) = part.as_chunks_mut::<2>();
-        for (pair, code) in pairs.iter_mut().zip(codes) {
-            let [high, low] = PAIRS[usize::from(*code)];
-            *pair = [high * scale, low * scale];
+        let (codes, code_of_single) = codes.split_at(pairs.len());
+        let (whole_pairs, rest) = pairs.as_chunks_mut::<WIDTH>();
+        let (whole_codes, rest_codes) = codes.as_chunks::<WIDTH>();
+        for (pairs, codes) in whole_pairs.iter_mut().zip(whole_codes) {
+            decode_pairs(codes, scale, pairs);
         }
-        if let ([single], [.., code]) = (single, codes) {
+        decode_pairs(rest_codes, scale, rest);
+        if let ([single], [code]) = (single, code_of_single) {
             *single = PAIRS[usize::from(*code)][0] * scale;
+        }
+    }
+}
+
+#[inline(always)]
+fn decode_pairs(codes: &[u8], scale: f32, pairs: &mut [[f32; 2]]) {
+    for (pair, code) in pairs.iter_mut().zip(codes) {
+        let [high, low] = PAIRS[usize::from(*code)];
+        *pair = [high * scale, low * scale];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_give_the_number_of_bounds_below() {
+        let near = BOUNDS
+            .iter()
+            .flat_map(|bound| [bound.next_down(), *bound, bound.next_up()]);
+        let even = (-1100..=1100).map(|step| step as f32 / 1100.0);
+        for share in near.chain(even).chain(LEVELS).chain([1.0_f32.next_up(), -0.0]) {
+            let below = BOUNDS.iter().filter(|bound| **bound < share).count();
+            assert_eq!(usize::from(code_of(share)), below, "{share}");
         }
     }
 }

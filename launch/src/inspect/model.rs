@@ -40,6 +40,9 @@ pub(super) fn facts(folder: &Path) -> Result<Facts, Failure> {
         ),
         ("stored_as", either("dtype", "torch_dtype")),
     ]);
+    if let Some(quantised) = quantised(&get(&config, "quantization_config")) {
+        facts.insert("quantised".to_owned(), json!(quantised));
+    }
     let files = weight_files(folder)?;
     if files.is_empty() {
         facts.insert(
@@ -54,6 +57,25 @@ pub(super) fn facts(folder: &Path) -> Result<Facts, Failure> {
     facts.insert("chat_template".to_owned(), json!(tokenizer::has_chat_template(folder)));
     facts.insert("folder".to_owned(), json!({ "bytes": folder_size(folder) }));
     Ok(facts)
+}
+
+/// How the weights are quantised, from the config's word on it.
+fn quantised(config: &Value) -> Option<String> {
+    let is = |key: &str| get(config, key).as_bool() == Some(true);
+    let method = config.as_object().map(|_| {
+        get(config, "quant_method")
+            .as_str()
+            .unwrap_or("bitsandbytes")
+            .to_owned()
+    })?;
+    let form = match get(config, "bnb_4bit_quant_type").as_str() {
+        Some(form) if is("load_in_4bit") => form.to_owned(),
+        _ if is("load_in_8bit") => "int8".to_owned(),
+        _ => return Some(method),
+    };
+    let double = is("load_in_4bit") && is("bnb_4bit_use_double_quant");
+    let double = if double { ", double quantisation" } else { "" };
+    Some(format!("{method} {form}{double}"))
 }
 
 /// The files that the weights are in.

@@ -19,7 +19,7 @@ const LONGEST_HEADER: u64 = 100_000_000;
 pub(super) struct Totals {
     /// Number of tensors.
     pub(super) tensors: u64,
-    /// Number of elements of all tensors.
+    /// Number of elements of all tensors; of quantised ones that of the weights they stand for.
     pub(super) parameters: u64,
     /// Size of the tensors in bytes.
     pub(super) bytes: u64,
@@ -35,10 +35,10 @@ impl Totals {
     pub(super) fn read(paths: &[PathBuf]) -> Result<Self, Failure> {
         let mut totals = Self::default();
         for path in paths {
-            for (_, info) in header(path)?.tensors {
+            for (name, info) in header(path)?.tensors {
                 let elements: u64 = info.shape.iter().product();
                 totals.tensors += 1;
-                totals.parameters += elements;
+                totals.parameters += info.parameters(&name);
                 totals.bytes += info.data_offsets.1.saturating_sub(info.data_offsets.0);
                 *totals.dtypes.entry(info.dtype.to_lowercase()).or_default() += elements;
             }
@@ -63,6 +63,29 @@ struct TensorInfo {
     dtype: String,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
+}
+
+impl TensorInfo {
+    /// How many weights a tensor stands for: two for each byte of bitsandbytes' four-bit codes, none for the scales and
+    /// tables beside codes.
+    fn parameters(&self, name: &str) -> u64 {
+        let elements = self.shape.iter().product();
+        const BESIDE: [&str; 7] = [
+            ".weight.absmax",
+            ".weight.quant_map",
+            ".weight.nested_absmax",
+            ".weight.nested_quant_map",
+            ".weight.quant_state.bitsandbytes__nf4",
+            ".SCB",
+            ".weight_format",
+        ];
+        let beside = BESIDE.iter().any(|part| name.ends_with(part));
+        match (beside, self.dtype.as_str()) {
+            (true, _) => 0,
+            (false, "U8") if name.ends_with(".weight") => 2 * elements,
+            (false, _) => elements,
+        }
+    }
 }
 
 /// The header of a file.
