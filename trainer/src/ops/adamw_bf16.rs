@@ -65,9 +65,24 @@ pub fn adamw_step_bf16(
 fn update(parameter: &mut [f32], first: &mut [bf16], second: &mut [bf16], gradient: &[f32], numbers: Numbers) {
     let elements = parameter.iter_mut().zip(first).zip(second).zip(gradient);
     for (((parameter, first), second), gradient) in elements {
-        let moments = update_one(parameter, first.to_f32(), second.to_f32(), *gradient, numbers);
-        (*first, *second) = (bf16::from_f32(moments.0), bf16::from_f32(moments.1));
+        let moments = update_one(parameter, widen(*first), widen(*second), *gradient, numbers);
+        (*first, *second) = (round(moments.0), round(moments.1));
     }
+}
+
+/// The same number in f32.
+#[inline(always)]
+fn widen(value: bf16) -> f32 {
+    f32::from_bits(u32::from(value.to_bits()) << 16)
+}
+
+/// The nearest number of bf16, the even one of two; without the branches of the library's function, so that the compiler
+/// makes vector instructions of it.
+#[inline(always)]
+fn round(value: f32) -> bf16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    bf16::from_bits(if value.is_nan() { 0x7fc0 } else { rounded as u16 })
 }
 
 /// The same in plain tensor operations.
@@ -114,6 +129,22 @@ mod tests {
             check_equal(f32(kernel.1), f32(reference.1), 1e-3, "first moment");
             check_equal(f32(kernel.2), f32(reference.2), 1e-3, "second moment");
             check_equal(kernel.0, reference.0, 1e-3, "parameter");
+        }
+    }
+
+    #[test]
+    fn rounding_is_that_of_the_library() {
+        for upper in 0..=u16::MAX {
+            for lower in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let value = f32::from_bits(u32::from(upper) << 16 | lower);
+                let (found, expected) = (round(value), bf16::from_f32(value));
+                assert!(
+                    found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan()),
+                    "{value:e}"
+                );
+            }
+            let number = bf16::from_bits(upper);
+            assert!(widen(number) == number.to_f32() || number.is_nan());
         }
     }
 

@@ -16,7 +16,7 @@ pub struct QuantileMap {
     pub bounds: [f32; 256],
     /// By the upper 16 bits of a number: the code of the smallest number with these bits. Numbers with the same upper bits lie so
     /// close together that at most one bound is between them.
-    codes: Vec<u8>,
+    codes: Box<[u8; 1 << 16]>,
 }
 
 /// Values from -0.993 to 1, for moments of either sign.
@@ -57,7 +57,10 @@ impl QuantileMap {
             f32::from_bits(u32::from(upper) << 16 | lower)
         };
         let code = |value: f32| bounds[..255].partition_point(|bound| *bound < value) as u8;
-        let codes = (0..=u16::MAX).map(|upper| code(smallest(upper))).collect();
+        let mut codes = Box::new([0; 1 << 16]);
+        for (of_upper, upper) in codes.iter_mut().zip(0..=u16::MAX) {
+            *of_upper = code(smallest(upper));
+        }
         Self { values, bounds, codes }
     }
 
