@@ -30,6 +30,7 @@ fn every_kernel_equals_its_reference() {
         "cross_entropy",
         "dequantize",
         "dropout",
+        "packed_linear",
         "rms_norm",
         "rotary",
         "swiglu",

@@ -51,8 +51,8 @@ pub fn for_each_kernel_check(device: &Device, found: &mut dyn FnMut(KernelCheck)
                 dtype,
             };
             simple::run(&place, &mut report);
-            packed::run(&place, &mut report);
             attention::run(&place, &mut report);
+            packed::run(&place, &mut report);
         }
     }
 }
