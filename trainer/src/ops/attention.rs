@@ -14,6 +14,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Bool, DType, Tensor, TensorData, activation};
 
+#[cfg(feature = "cube")]
+pub(in crate::ops) use cube::attention_in_tiles;
 pub use kernel::Spans;
 
 use super::flex::{dense, dimensions, tensor, values};

@@ -8,13 +8,15 @@ mod tiles;
 
 use burn::backend::Cube;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::DType;
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::prelude::{CubeCount, CubeDim};
+use cubecl::prelude::CubeCount;
 
 use self::tiles::Tiles;
 use super::{AttentionBackward, AttentionOps, Saved, Spans};
-use crate::ops::cube::{RowCubes, buffer, close, dimensions, element, empty, lanes, open, reshaped, upload};
+use crate::ops::cube::{
+    RowCubes, buffer, close, dimensions, element, empty, lanes, most_units, open, plain, reshaped, tensor, upload,
+};
 
 impl AttentionOps for Cube {
     fn attention_forward(
@@ -36,110 +38,151 @@ impl AttentionBackward for Cube {
         spans: &Spans,
     ) -> [FloatTensor<Self>; 2] {
         let (q, k, v) = (open(q), open(k), open(v));
-        check(spans, &q, &k, &v);
-        let [queries, heads, head_dim] = dimensions(&q);
-        let output = empty(&q, [queries, heads * head_dim], q.dtype);
-        let log_sums = empty(&q, [heads, queries], DType::F32);
-        let tiles = Tiles::new(&q.client, head_dim);
-        let places = query_places(spans, tiles);
-        if !places.is_empty() {
-            // SAFETY: `check` makes the places lie inside the buffers, and the kernel touches nothing else.
-            unsafe {
-                forward::kernel::launch_unchecked(
-                    &q.client,
-                    CubeCount::Static((places.len() / PLACE) as u32, heads as u32, 1),
-                    tiles.dim(),
-                    buffer(&q),
-                    buffer(&k),
-                    buffer(&v),
-                    upload(&q.client, &places),
-                    buffer(&output),
-                    buffer(&log_sums),
-                    heads,
-                    spans.kv_heads,
-                    queries,
-                    window(spans),
-                    spans.scale,
-                    spans.softcap.unwrap_or(1.0),
-                    spans.softcap.is_some(),
-                    tiles,
-                    element(q.dtype),
-                );
-            }
-        }
-        [close(output), close(log_sums)]
+        let tiles = Tiles::new(&q.client, spans.head_dim);
+        run_forward([&q, &k, &v], spans, tiles).map(close)
     }
 
     fn attention_backward(gradient: FloatTensor<Self>, saved: Saved<Self>, spans: &Spans) -> [FloatTensor<Self>; 3] {
-        let (gradient, q, k, v) = (open(gradient), open(saved.q), open(saved.k), open(saved.v));
+        let (q, k, v) = (open(saved.q), open(saved.k), open(saved.v));
         let (output, log_sums) = (open(saved.output), open(saved.log_sums));
-        check(spans, &q, &k, &v);
-        let [queries, heads, head_dim] = dimensions(&q);
-        let [keys, kv_heads, _] = dimensions(&k);
-        let q_gradient = empty(&q, [queries, heads, head_dim], q.dtype);
-        let k_gradient = empty(&q, [keys, kv_heads, head_dim], q.dtype);
-        let v_gradient = empty(&q, [keys, kv_heads, head_dim], q.dtype);
-        let deltas = deltas(&gradient, &output, [queries, heads, head_dim]);
-        let tiles = Tiles::new(&q.client, head_dim);
-        let places = query_places(spans, tiles);
-        if !places.is_empty() {
-            // SAFETY: as in the forward pass.
-            unsafe {
-                backward::queries::launch_unchecked(
-                    &q.client,
-                    CubeCount::Static((places.len() / PLACE) as u32, heads as u32, 1),
-                    tiles.dim(),
-                    buffer(&gradient),
-                    buffer(&q),
-                    buffer(&k),
-                    buffer(&v),
-                    buffer(&log_sums),
-                    buffer(&deltas),
-                    upload(&q.client, &places),
-                    buffer(&q_gradient),
-                    heads,
-                    spans.kv_heads,
-                    queries,
-                    window(spans),
-                    spans.scale,
-                    spans.softcap.unwrap_or(1.0),
-                    spans.softcap.is_some(),
-                    tiles,
-                    element(q.dtype),
-                );
-            }
-        }
-        let places = key_places(spans, tiles);
-        if !places.is_empty() {
-            // SAFETY: as in the forward pass.
-            unsafe {
-                backward::keys::launch_unchecked(
-                    &q.client,
-                    CubeCount::Static((places.len() / PLACE) as u32, kv_heads as u32, 1),
-                    tiles.dim(),
-                    buffer(&gradient),
-                    buffer(&q),
-                    buffer(&k),
-                    buffer(&v),
-                    buffer(&log_sums),
-                    buffer(&deltas),
-                    upload(&q.client, &places),
-                    buffer(&k_gradient),
-                    buffer(&v_gradient),
-                    heads,
-                    spans.kv_heads,
-                    queries,
-                    window(spans),
-                    spans.scale,
-                    spans.softcap.unwrap_or(1.0),
-                    spans.softcap.is_some(),
-                    tiles,
-                    element(q.dtype),
-                );
-            }
-        }
-        [close(q_gradient), close(k_gradient), close(v_gradient)]
+        let tiles = Tiles::new(&q.client, spans.head_dim);
+        run_backward(&open(gradient), [&q, &k, &v], [&output, &log_sums], spans, tiles).map(close)
     }
+}
+
+/// Output and gradients of q, k and v with `down` times `across` units to a cube and unrolled loops, for checks: a CPU
+/// would not choose either, a GPU does. None where the device has fewer units or no kernels.
+pub(in crate::ops) fn attention_in_tiles(
+    [q, k, v]: [Tensor<3>; 3],
+    gradient: Tensor<2>,
+    spans: &Spans,
+    [down, across]: [usize; 2],
+) -> Option<(Tensor<2>, [Tensor<3>; 3])> {
+    let (q, k, v) = (plain(q).ok()?, plain(k).ok()?, plain(v).ok()?);
+    let gradient = plain(gradient).ok()?;
+    if down * across > most_units(&q.client) {
+        return None;
+    }
+    let tiles = Tiles {
+        down,
+        across,
+        features: spans.head_dim,
+        unrolled: true,
+    };
+    let inputs = [&q, &k, &v];
+    let [output, log_sums] = run_forward(inputs, spans, tiles);
+    let gradients = run_backward(&gradient, inputs, [&output, &log_sums], spans, tiles);
+    Some((tensor(output), gradients.map(tensor)))
+}
+
+/// Output and log-sum-exp.
+fn run_forward([q, k, v]: [&CubeTensor; 3], spans: &Spans, tiles: Tiles) -> [CubeTensor; 2] {
+    check(spans, q, k, v);
+    let [queries, heads, head_dim] = dimensions(q);
+    let output = empty(q, [queries, heads * head_dim], q.dtype);
+    let log_sums = empty(q, [heads, queries], DType::F32);
+    let places = query_places(spans, tiles);
+    if !places.is_empty() {
+        // SAFETY: `check` makes the places lie inside the buffers, and the kernel touches nothing else.
+        unsafe {
+            forward::kernel::launch_unchecked(
+                &q.client,
+                CubeCount::Static((places.len() / PLACE) as u32, heads as u32, 1),
+                tiles.dim(),
+                buffer(q),
+                buffer(k),
+                buffer(v),
+                upload(&q.client, &places),
+                buffer(&output),
+                buffer(&log_sums),
+                heads,
+                spans.kv_heads,
+                queries,
+                window(spans),
+                spans.scale,
+                spans.softcap.unwrap_or(1.0),
+                spans.softcap.is_some(),
+                tiles,
+                element(q.dtype),
+            );
+        }
+    }
+    [output, log_sums]
+}
+
+/// The gradients of q, k and v.
+fn run_backward(
+    gradient: &CubeTensor,
+    [q, k, v]: [&CubeTensor; 3],
+    [output, log_sums]: [&CubeTensor; 2],
+    spans: &Spans,
+    tiles: Tiles,
+) -> [CubeTensor; 3] {
+    check(spans, q, k, v);
+    let [queries, heads, head_dim] = dimensions(q);
+    let [keys, kv_heads, _] = dimensions(k);
+    let q_gradient = empty(q, [queries, heads, head_dim], q.dtype);
+    let k_gradient = empty(q, [keys, kv_heads, head_dim], q.dtype);
+    let v_gradient = empty(q, [keys, kv_heads, head_dim], q.dtype);
+    let deltas = deltas(gradient, output, [queries, heads, head_dim]);
+    let places = query_places(spans, tiles);
+    if !places.is_empty() {
+        // SAFETY: as in the forward pass.
+        unsafe {
+            backward::queries::launch_unchecked(
+                &q.client,
+                CubeCount::Static((places.len() / PLACE) as u32, heads as u32, 1),
+                tiles.dim(),
+                buffer(gradient),
+                buffer(q),
+                buffer(k),
+                buffer(v),
+                buffer(log_sums),
+                buffer(&deltas),
+                upload(&q.client, &places),
+                buffer(&q_gradient),
+                heads,
+                spans.kv_heads,
+                queries,
+                window(spans),
+                spans.scale,
+                spans.softcap.unwrap_or(1.0),
+                spans.softcap.is_some(),
+                tiles,
+                element(q.dtype),
+            );
+        }
+    }
+    let places = key_places(spans, tiles);
+    if !places.is_empty() {
+        // SAFETY: as in the forward pass.
+        unsafe {
+            backward::keys::launch_unchecked(
+                &q.client,
+                CubeCount::Static((places.len() / PLACE) as u32, kv_heads as u32, 1),
+                tiles.dim(),
+                buffer(gradient),
+                buffer(q),
+                buffer(k),
+                buffer(v),
+                buffer(log_sums),
+                buffer(&deltas),
+                upload(&q.client, &places),
+                buffer(&k_gradient),
+                buffer(&v_gradient),
+                heads,
+                spans.kv_heads,
+                queries,
+                window(spans),
+                spans.scale,
+                spans.softcap.unwrap_or(1.0),
+                spans.softcap.is_some(),
+                tiles,
+                element(q.dtype),
+            );
+        }
+    }
+    [q_gradient, k_gradient, v_gradient]
 }
 
 /// Numbers that describe a tile to a cube.
@@ -206,13 +249,12 @@ fn deltas(gradient: &CubeTensor, output: &CubeTensor, [queries, heads, head_dim]
     if rows > 0 {
         let lanes = lanes(gradient.dtype, head_dim);
         let cubes = RowCubes::new(&gradient.client, rows, head_dim / lanes);
-        let dim: CubeDim = cubes.dim();
         // SAFETY: the kernel touches only the rows that there are.
         unsafe {
             backward::deltas::launch_unchecked(
                 &gradient.client,
                 cubes.count(),
-                dim,
+                cubes.dim(),
                 lanes,
                 buffer(&reshaped(gradient.clone(), [rows, head_dim])),
                 buffer(&reshaped(output.clone(), [rows, head_dim])),
@@ -257,6 +299,7 @@ mod tests {
                 down: 2,
                 across: 1,
                 features: 4,
+                unrolled: false,
             };
             let mut from_queries = Vec::new();
             for place in query_places(&spans, tiles).chunks(PLACE) {

@@ -46,6 +46,8 @@ pub(super) fn run(place: &Place, report: &mut Report) {
         );
         report.run("attention", &name, place, || check(place, case));
     }
+    #[cfg(feature = "cube")]
+    tiles::run(place, report);
     for window in [None, Some(30)] {
         let name = format!("decoding, window {window:?}");
         report.run("attention", &name, place, || check_decoding(place, window));
@@ -122,4 +124,67 @@ fn check_decoding(place: &Place, window: Option<usize>) -> Differences {
         "output",
         difference(output, attention_reference(q, k, v, &keys, &layout)),
     )]
+}
+
+/// Cubes of other shapes than the device's own, so that what a GPU does with many units is also seen on a CPU with few.
+#[cfg(feature = "cube")]
+mod tiles {
+    use burn::tensor::Tensor;
+
+    use super::super::{Differences, Place, Report, difference};
+    use super::{boundaries, gradients};
+    use crate::ops::attention::{AttentionLayout, Spans, attention_in_tiles, attention_reference};
+    use crate::ops::seed::backward_from;
+
+    pub(super) fn run(place: &Place, report: &mut Report) {
+        for tiles in [[2, 1], [1, 2], [4, 2], [2, 8], [8, 8]] {
+            let name = format!("cubes of {tiles:?} units");
+            report.run("attention", &name, place, || check(place, tiles));
+        }
+    }
+
+    fn check(place: &Place, tiles: [usize; 2]) -> Differences {
+        let layout = AttentionLayout {
+            boundaries: boundaries(&[37, 2, 11]),
+            window: Some(20),
+            scale: 0.3,
+            softcap: None,
+        };
+        let spans = Spans {
+            queries: layout.boundaries.clone(),
+            keys: layout.boundaries.clone(),
+            window: layout.window,
+            scale: layout.scale,
+            softcap: None,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 20,
+        };
+        let inputs: [Tensor<3>; 3] = [
+            place.random(37, [50, 4, 20], 1.0),
+            place.random(38, [50, 2, 20], 1.0),
+            place.random(39, [50, 2, 20], 1.0),
+        ];
+        let outer = place.random(40, [50, 80], 1.0);
+        let there = inputs.each_ref().map(|input| place.there(input));
+        let Some((output, [q, k, v])) = attention_in_tiles(there, place.there(&outer), &spans, tiles) else {
+            // The device has fewer units: nothing to check.
+            return Vec::new();
+        };
+        let [expected_q, expected_k, expected_v] = inputs.map(|input| input.autodiff().require_grad());
+        let expected = attention_reference(
+            expected_q.clone(),
+            expected_k.clone(),
+            expected_v.clone(),
+            &layout.boundaries,
+            &layout,
+        );
+        let grads = backward_from(expected.clone(), outer);
+        vec![
+            ("output", difference(output, expected.inner())),
+            ("gradient of q", gradients(Some(q), expected_q.grad(&grads))),
+            ("gradient of k", gradients(Some(k), expected_k.grad(&grads))),
+            ("gradient of v", gradients(Some(v), expected_v.grad(&grads))),
+        ]
+    }
 }

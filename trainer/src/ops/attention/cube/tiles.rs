@@ -23,6 +23,9 @@ pub(in crate::ops::attention) struct Tiles {
     pub(super) across: usize,
     /// Features of a head.
     pub(super) features: usize,
+    /// Whether loops over registers are unrolled: on a GPU, where an index that is not a constant would move them to
+    /// memory. A CPU's cubes are small, and code for whole heads would take long to compile.
+    pub(super) unrolled: bool,
 }
 
 impl Tiles {
@@ -33,7 +36,12 @@ impl Tiles {
         loop {
             let across = 1 << (units.ilog2() / 2);
             let down = (units / across).min(hardware.max_cube_dim.1 as usize);
-            let tiles = Self { down, across, features };
+            let tiles = Self {
+                down,
+                across,
+                features,
+                unrolled: across >= 8,
+            };
             if tiles.shared_bytes() <= hardware.max_shared_memory_size || units == 1 {
                 return tiles;
             }
@@ -89,12 +97,6 @@ impl Tiles {
     /// Elements of the memory that inputs pass through.
     pub(super) fn stage(self) -> usize {
         ((self.rows() + self.columns()) * PITCH).max(self.columns() * self.width())
-    }
-
-    /// Whether loops over registers are unrolled: on a GPU, where an index that is not a constant would move them to
-    /// memory. A CPU's cubes are small, and code for whole heads would take long to compile.
-    pub(super) fn unrolled(self) -> bool {
-        self.across >= 8
     }
 
     fn shared_bytes(self) -> usize {
@@ -217,7 +219,7 @@ pub(super) fn accumulate<F: Float>(
 ) {
     let first_weight = UNIT_POS_Y as usize * comptime!(BLOCK * tiles.pitch());
     let x = UNIT_POS_X as usize;
-    #[unroll(tiles.unrolled())]
+    #[unroll(tiles.unrolled)]
     for pass in 0..comptime!(tiles.passes()) {
         sync_cube();
         stage::<F>(
@@ -238,7 +240,7 @@ pub(super) fn accumulate<F: Float>(
             for row in 0..BLOCK {
                 factors[row] = weights[first_weight + comptime!(row * tiles.pitch()) + column];
             }
-            #[unroll(tiles.unrolled())]
+            #[unroll(tiles.unrolled)]
             for part in 0..comptime!(tiles.share()) {
                 let value = memory[column * comptime!(tiles.width()) + x + part * comptime!(tiles.across)];
                 #[unroll]
@@ -257,9 +259,9 @@ pub(super) fn scale_rows(output: &mut Array<f32>, factors: &Shared<[f32]>, #[com
     #[unroll]
     for row in 0..BLOCK {
         let factor = factors[first + row];
-        #[unroll(tiles.unrolled())]
+        #[unroll(tiles.unrolled)]
         for pass in 0..comptime!(tiles.passes()) {
-            #[unroll(tiles.unrolled())]
+            #[unroll(tiles.unrolled)]
             for part in 0..comptime!(tiles.share()) {
                 output[(pass * BLOCK + row) * comptime!(tiles.share()) + part] *= factor;
             }
@@ -276,9 +278,9 @@ pub(super) fn write_rows<F: Float>(output: &Array<f32>, rows: &Rows, target: &mu
     for row in 0..BLOCK {
         if first + row < rows.present {
             let start = (rows.first + first + row) * rows.stride + rows.offset;
-            #[unroll(tiles.unrolled())]
+            #[unroll(tiles.unrolled)]
             for pass in 0..comptime!(tiles.passes()) {
-                #[unroll(tiles.unrolled())]
+                #[unroll(tiles.unrolled)]
                 for part in 0..comptime!(tiles.share()) {
                     let feature = pass * comptime!(tiles.width()) + x + part * comptime!(tiles.across);
                     if feature < comptime!(tiles.features) {
