@@ -1,5 +1,6 @@
 //! Number formats of weights, and tensors on the host.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// A number format that weights come in.
@@ -121,25 +122,41 @@ pub fn encode_f32(dtype: Dtype, values: &[f32]) -> Vec<u8> {
 
 /// Little-endian bytes as f32.
 pub fn decode_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    let mut values = vec![0.0; bytes.len() / dtype.bytes()];
+    decode_into(dtype, bytes, &mut values);
+    values
+}
+
+/// Little-endian bytes as f32, into a place for as many.
+pub fn decode_into(dtype: Dtype, bytes: &[u8], values: &mut [f32]) {
     match dtype {
-        Dtype::F32 => bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect(),
-        Dtype::BF16 => bytes
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|bytes| bf16::from_le_bytes(*bytes).to_f32())
-            .collect(),
-        Dtype::F16 => bytes
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|bytes| f16::from_le_bytes(*bytes).to_f32())
-            .collect(),
+        Dtype::F32 => {
+            let bytes = bytes.as_chunks::<4>().0;
+            values
+                .iter_mut()
+                .zip(bytes)
+                .for_each(|(value, bytes)| *value = f32::from_le_bytes(*bytes));
+        }
+        Dtype::BF16 => {
+            let bytes = bytes.as_chunks::<2>().0;
+            values
+                .iter_mut()
+                .zip(bytes)
+                .for_each(|(value, bytes)| *value = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16));
+        }
+        Dtype::F16 => {
+            // Several at a time, for which the processor has an instruction.
+            const WIDTH: usize = 64;
+            let bytes = bytes.as_chunks::<2>().0;
+            for (values, bytes) in values.chunks_mut(WIDTH).zip(bytes.chunks(WIDTH)) {
+                let mut halves = [f16::ZERO; WIDTH];
+                halves
+                    .iter_mut()
+                    .zip(bytes)
+                    .for_each(|(half, bytes)| *half = f16::from_le_bytes(*bytes));
+                halves[..values.len()].convert_to_f32_slice(values);
+            }
+        }
     }
 }
 

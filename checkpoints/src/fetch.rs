@@ -40,16 +40,17 @@ enum Message {
     Done(Result<(), CheckpointError>),
 }
 
-/// Fetches the config, tokenizer and weights of `main`; the folder they are in. Interrupted downloads are gone on with.
+/// Fetches the config, tokenizer and, where asked for, weights of `main`; the folder they are in. Interrupted downloads are
+/// gone on with.
 ///
 /// # Errors
 /// When the hub does not answer, refuses, or has no safetensors of this model.
-pub(crate) fn fetch(hub: &Hub, id: &str) -> Result<PathBuf, CheckpointError> {
+pub(crate) fn fetch(hub: &Hub, id: &str, weights: bool) -> Result<PathBuf, CheckpointError> {
     let (sender, receiver) = channel();
     let (own_hub, own_id) = (hub.clone(), id.to_owned());
     // The library has no time-outs, so that it runs on a thread of its own that can be left behind.
     std::thread::spawn(move || {
-        let result = fetch_files(&own_hub, &own_id, &sender);
+        let result = fetch_files(&own_hub, &own_id, weights, &sender);
         sender.send(Message::Done(result)).ok();
     });
     let mut patience = FIRST_ANSWER;
@@ -80,7 +81,7 @@ pub(crate) fn fetch(hub: &Hub, id: &str) -> Result<PathBuf, CheckpointError> {
     }
 }
 
-fn fetch_files(hub: &Hub, id: &str, sender: &Sender<Message>) -> Result<(), CheckpointError> {
+fn fetch_files(hub: &Hub, id: &str, weights: bool, sender: &Sender<Message>) -> Result<(), CheckpointError> {
     let describe = |error: ApiError| describe(hub, id, &error);
     let api = ApiBuilder::from_cache(Cache::new(hub.cache.clone()))
         .with_endpoint(hub.endpoint.clone())
@@ -97,7 +98,7 @@ fn fetch_files(hub: &Hub, id: &str, sender: &Sender<Message>) -> Result<(), Chec
         reason: "the hub has no safetensors weights of this model; convert it with Transformers' save_pretrained"
             .into(),
     })?;
-    for name in wanted {
+    for name in wanted.into_iter().filter(|name| weights || COMPANIONS.contains(name)) {
         download(hub, id, &repository, name, sender).map_err(describe)?;
     }
     Ok(())

@@ -30,6 +30,14 @@ pub fn resolve(id_or_path: &str) -> Result<PathBuf, CheckpointError> {
     Hub::from_environment(|name| std::env::var(name).ok()).resolve(id_or_path)
 }
 
+/// The folder of a model's config: as [`resolve`], but without its weights where they would have to be fetched.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_config(id_or_path: &str) -> Result<PathBuf, CheckpointError> {
+    Hub::from_environment(|name| std::env::var(name).ok()).find(id_or_path, false)
+}
+
 impl Hub {
     /// Reads the environment through `variable`.
     pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Self {
@@ -60,6 +68,11 @@ impl Hub {
     /// # Errors
     /// As [`resolve`].
     pub fn resolve(&self, id_or_path: &str) -> Result<PathBuf, CheckpointError> {
+        self.find(id_or_path, true)
+    }
+
+    /// The folder of a model, its weights included or not.
+    fn find(&self, id_or_path: &str, weights: bool) -> Result<PathBuf, CheckpointError> {
         let path = Path::new(id_or_path);
         if path.is_dir() {
             return Ok(path.to_owned());
@@ -80,14 +93,14 @@ impl Hub {
             )));
         }
         match self.snapshot(id_or_path) {
-            Some(snapshot) if self.offline || is_whole(&snapshot) => Ok(snapshot),
+            Some(snapshot) if self.offline || !weights || is_whole(&snapshot) => Ok(snapshot),
             _ if self.offline => Err(CheckpointError::NotFound(format!(
                 "{id_or_path}: there is no such folder, and no model of this id in the cache {}; HF_HUB_OFFLINE or \
                  TRANSFORMERS_OFFLINE forbids to fetch it: unset them, or run `hf download {id_or_path}` on a machine \
                  with network and copy the cache",
                 self.cache.display()
             ))),
-            partial => fetch(self, id_or_path).or_else(|error| match partial {
+            partial => fetch(self, id_or_path, weights).or_else(|error| match partial {
                 // Enough for a model with random weights; a missing file is named by whoever needs it.
                 Some(snapshot) if !is_status(&error) => Ok(snapshot),
                 _ => Err(error),
@@ -106,7 +119,7 @@ impl Hub {
 
 /// A build without the feature `hub` knows only the cache.
 #[cfg(not(feature = "hub"))]
-fn fetch(hub: &Hub, id: &str) -> Result<PathBuf, CheckpointError> {
+fn fetch(hub: &Hub, id: &str, _weights: bool) -> Result<PathBuf, CheckpointError> {
     Err(CheckpointError::NotFound(format!(
         "{id}: there is no such folder, and no whole model of this id in the cache {}; this program was built without \
          the feature `hub` and fetches nothing: run `hf download {id}`, or give the folder of a model",

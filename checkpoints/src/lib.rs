@@ -1,10 +1,12 @@
 //! Files of models and runs, in and out, on the host: Hugging Face model folders, PEFT adapters, checkpoints of a run.
 //!
 //! Nothing here knows of tensors on a device. [`model_folder`] reads models, [`config`] their shape, [`peft`] and [`own_adapter`] adapters,
-//! [`hub`] finds a model by its id, [`merge`] makes one model or adapter of several, [`mod@write`] writes safetensors,
+//! [`hub`] finds a model by its id, [`merge`] makes one model or adapter of several, [`packed`] keeps matrices in few
+//! bits, [`mod@write`] writes safetensors,
 //! [`run_state`] keeps checkpoints complete or absent.
 
 pub mod atomic;
+pub mod codes;
 pub mod config;
 mod config_reader;
 pub mod dtype;
@@ -15,7 +17,9 @@ pub mod hub;
 pub mod merge;
 pub mod model_folder;
 pub mod own_adapter;
+pub mod packed;
 pub mod peft;
+pub mod quantization_config;
 pub mod rope;
 pub mod run_state;
 pub mod tensors;

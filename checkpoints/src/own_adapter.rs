@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::atomic::write_atomically;
 use crate::dtype::HostTensor;
 use crate::error::CheckpointError;
+use crate::packed::Quantization;
 use crate::peft::{AdapterFolder, CONFIG};
 use crate::tensors::TensorsFile;
 use crate::write::{pretty, write_tensors};
@@ -31,6 +32,9 @@ pub struct Description {
     /// The frozen adapters that it was trained on top of, the lowest one first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub under: Vec<Below>,
+    /// How the base was quantised while the adapter was trained; absent: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
     /// steering: N of the hidden states that the vector is added to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<usize>,

@@ -2,9 +2,10 @@
 //! pages of a tensor are given back to the kernel once it has been read.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
@@ -71,10 +72,30 @@ impl TensorsFile {
             .and_then(|info| Dtype::from_safetensors(info.dtype))
     }
 
+    /// Number format of a tensor, as the file names it.
+    pub(crate) fn stored(&self, name: &str) -> Option<safetensors::Dtype> {
+        self.metadata.info(name).map(|info| info.dtype)
+    }
+
+    /// An entry of the file's metadata.
+    pub(crate) fn note(&self, key: &str) -> Option<&str> {
+        self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
     /// The bytes of a tensor.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.map.get(self.range(name)?)
+    }
+
+    /// Where a tensor's bytes are in the file.
+    pub fn range(&self, name: &str) -> Option<Range<usize>> {
         let (from, to) = self.metadata.info(name)?.data_offsets;
-        self.map.get(self.start + from..self.start + to)
+        Some(self.start + from..self.start + to)
+    }
+
+    /// The bytes of a range of the file; none where it has no such range.
+    pub fn slice(&self, range: Range<usize>) -> &[u8] {
+        self.map.get(range).unwrap_or_default()
     }
 
     /// The header's bytes.
@@ -145,23 +166,37 @@ impl TensorsFile {
                 advice: advice.to_owned(),
             });
         }
-        let dtype = Dtype::from_safetensors(info.dtype).ok_or_else(|| {
-            let format = info.dtype;
-            CheckpointError::config(
-                &self.path,
-                format!("tensor `{name}` is stored as {format:?}; f32, bf16 and f16 can be read"),
-            )
-        })?;
+        let dtype = self.float_dtype(name)?;
         let values = convert(dtype, bytes);
-        self.forget(info.data_offsets);
+        let (from, to) = info.data_offsets;
+        self.forget(self.start + from..self.start + to);
         Ok(Some(values))
     }
 
-    /// Gives the pages that lie wholly within a range of the data back to the kernel; they come again from the file.
-    fn forget(&self, (from, to): (usize, usize)) {
+    /// The number format of a tensor that should be one of floats.
+    pub(crate) fn float_dtype(&self, name: &str) -> Result<Dtype, CheckpointError> {
+        self.dtype(name).ok_or_else(|| {
+            let format = self
+                .stored(name)
+                .map_or("nothing".to_owned(), |format| format!("{format:?}"));
+            CheckpointError::config(
+                &self.path,
+                format!("tensor `{name}` is stored as {format}; f32, bf16 and f16 can be read"),
+            )
+        })
+    }
+
+    /// Asks the kernel to bring a range of the file into memory, without waiting.
+    pub fn prefetch(&self, range: Range<usize>) {
+        // A kernel that refuses only brings the pages in later, when they are read.
+        self.map.advise_range(Advice::WillNeed, range.start, range.len()).ok();
+    }
+
+    /// Gives the pages that lie wholly within a range of the file back to the kernel; they come again from the file.
+    pub fn forget(&self, range: Range<usize>) {
         const PAGE: usize = 4096;
-        let from = (self.start + from).next_multiple_of(PAGE);
-        let to = (self.start + to) / PAGE * PAGE;
+        let from = range.start.next_multiple_of(PAGE);
+        let to = range.end.min(self.map.len()) / PAGE * PAGE;
         if from < to {
             // SAFETY: the map is a read-only view of a file, so dropped pages are read again with the same content.
             // A kernel that refuses only keeps them longer.

@@ -2,15 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-/// Main memory in bytes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Memory {
-    /// All there is, or what the control group allows.
-    pub(crate) total: u64,
-    /// What a new program can have.
-    pub(crate) available: u64,
-}
-
 /// The processor's name.
 pub(crate) fn processor() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -51,36 +42,6 @@ pub(crate) fn simd_features() -> Vec<&'static str> {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(crate) fn simd_features() -> Vec<&'static str> {
     Vec::new()
-}
-
-/// Main memory: the system's, or the control group's where that allows less.
-pub(crate) fn memory() -> Option<Memory> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let system = Memory {
-        total: meminfo(&text, "MemTotal:")?,
-        available: meminfo(&text, "MemAvailable:")?,
-    };
-    let read = |name: &str| {
-        std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(name))
-            .ok()?
-            .trim()
-            .parse::<u64>()
-            .ok()
-    };
-    let Some(limit) = read("memory.max").filter(|limit| *limit < system.total) else {
-        return Some(system);
-    };
-    let free = limit.saturating_sub(read("memory.current").unwrap_or(0));
-    Some(Memory {
-        total: limit,
-        available: system.available.min(free),
-    })
-}
-
-/// One line of `/proc/meminfo`, in bytes.
-fn meminfo(text: &str, key: &str) -> Option<u64> {
-    let value = text.lines().find_map(|line| line.strip_prefix(key))?;
-    Some(value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// Where the dynamic linker would find a library, as far as that can be told without loading it.
@@ -129,13 +90,6 @@ pub(crate) fn is_writable(folder: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn meminfo_is_read_in_bytes() {
-        let text = "MemTotal:       24589388 kB\nMemAvailable:   20000 kB\n";
-        assert_eq!(meminfo(text, "MemAvailable:"), Some(20_480_000));
-        assert_eq!(meminfo(text, "SwapTotal:"), None);
-    }
 
     #[test]
     fn a_folder_that_does_not_exist_yet_is_judged_by_the_one_above() {

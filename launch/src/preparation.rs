@@ -11,8 +11,8 @@ use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::{Recipe, Reference, ReferenceAdapter};
 use interlingua_trainer::train::evaluate::Evaluator;
 use interlingua_trainer::train::plan::DataPlan;
-use interlingua_trainer::train::reference;
 use interlingua_trainer::train::setup::{Base, check_adapters};
+use interlingua_trainer::train::{memory, reference};
 use serde_json::{Value, json};
 
 use crate::cli::Global;
@@ -32,6 +32,8 @@ pub(crate) struct Ready {
     pub(crate) steps: u64,
     /// Share of the packed rows that holds tokens.
     pub(crate) fill_rate: f64,
+    /// What the run takes in memory.
+    pub(crate) memory: interlingua_trainer::plan::Plan,
     /// What the run reads of each language and source.
     plan: Plan,
     /// Whether the recipe asks for shares.
@@ -43,14 +45,26 @@ pub(crate) struct Ready {
 /// # Errors
 /// When a model, a tokenizer, a template or data is wrong.
 pub(crate) fn ready(recipe: &Recipe, global: &Global) -> Result<Vec<Ready>, Failure> {
+    for stage in recipe.stages().map_err(Failure::usage)? {
+        if let Some(base) = stage.merge.as_ref().and_then(|merge| merge.merge.base.as_ref()) {
+            let folder = hub::resolve(base).map_err(Failure::usage)?;
+            ModelFolder::open(&folder).map_err(Failure::usage)?;
+        }
+    }
+    let stages = stages(recipe)?.into_iter();
+    stages.map(|(name, stage)| ready_stage(name, &stage, global)).collect()
+}
+
+/// The stages that train, each with its name (empty for a recipe without stages), before any of them has run: what an earlier
+/// one is yet to make is replaced by what it is made from, or left out.
+///
+/// # Errors
+/// When a stage's recipe is wrong.
+pub(crate) fn stages(recipe: &Recipe) -> Result<Vec<(String, Recipe)>, Failure> {
     let mut stages = Vec::new();
     let mut model = recipe.model.path.clone();
     for (index, mut stage) in recipe.stages().map_err(Failure::usage)?.into_iter().enumerate() {
-        if let Some(merge) = stage.merge {
-            if let Some(base) = &merge.merge.base {
-                let folder = hub::resolve(base).map_err(Failure::usage)?;
-                ModelFolder::open(&folder).map_err(Failure::usage)?;
-            }
+        if stage.merge.is_some() {
             continue;
         }
         // What an earlier stage is yet to make has the shape and the tokenizer of what it is made from.
@@ -69,13 +83,11 @@ pub(crate) fn ready(recipe: &Recipe, global: &Global) -> Result<Vec<Ready>, Fail
             .unwrap_or_default();
         if let Some(reference) = &mut stage.reference
             && let ReferenceAdapter::Folder(path) = reference.adapter()
-            && index > 0
-            && path.starts_with(&recipe.output)
-            && !path.exists()
+            && is_yet_to_be_made(path)
         {
             *reference = Reference::default();
         }
-        stages.push(ready_stage(name, &stage, global)?);
+        stages.push((name, stage));
     }
     Ok(stages)
 }
@@ -99,6 +111,7 @@ fn ready_stage(stage: String, recipe: &Recipe, global: &Global) -> Result<Ready,
     data.report.notes.extend(reference::check(recipe, &base)?);
     check_adapters(recipe, &base.config)?;
     Evaluator::new(recipe, &tokenizer, &base.config)?;
+    let memory = memory::planner(recipe, &base, &data)?.plan();
     let shares = plan.shares_of_the_run(&data.train);
     Ok(Ready {
         stage,
@@ -106,6 +119,7 @@ fn ready_stage(stage: String, recipe: &Recipe, global: &Global) -> Result<Ready,
         data,
         steps: plan.total_steps,
         fill_rate: plan.fill_rate(),
+        memory,
         plan: shares,
         mixed: recipe.data.mix.is_active(),
     })
@@ -192,7 +206,7 @@ impl Ready {
         json!({
             "stage": self.stage, "samples": samples, "held_out": held_out, "steps": self.steps, "fill_rate": self.fill_rate,
             "by_language": self.data.report.by_language(), "sources": self.data.report.sources, "notes": self.notes(),
-            "shares": self.plan,
+            "shares": self.plan, "memory": self.memory,
         })
     }
 }

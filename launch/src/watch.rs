@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar};
+use interlingua_trainer::plan::Plan;
 use interlingua_trainer::train::metrics::{EvalRow, Example, TrainRow};
+use interlingua_trainer::train::summary::Summary;
 use interlingua_trainer::train::{Event, Started};
 
 use crate::cli::Global;
 use crate::progress::{self, Preparation};
-use crate::{learnt, logging, style, table};
+use crate::{learnt, logging, plan, style, table};
 
 /// How many answers are shown.
 const EXAMPLES: usize = 4;
@@ -27,6 +29,8 @@ pub(crate) struct Watch<'a> {
     /// By task: the first and the last evaluation of this process.
     evaluations: BTreeMap<String, (EvalRow, EvalRow)>,
     preparation: Preparation<'a>,
+    /// What the run was planned to take.
+    plan: Option<Plan>,
 }
 
 impl<'a> Watch<'a> {
@@ -46,6 +50,7 @@ impl<'a> Watch<'a> {
             started: Instant::now(),
             evaluations: BTreeMap::new(),
             preparation: Preparation::new(global),
+            plan: None,
         }
     }
 
@@ -54,12 +59,30 @@ impl<'a> Watch<'a> {
         match event {
             Event::Preparing(progress) => self.preparation.observe(&progress),
             Event::Stage { name, number, count } => self.stage(&name, number, count),
+            Event::Planned(plan) => self.planned(*plan),
             Event::Started(started) => self.start(&started),
             Event::Step(row) => self.step(&row),
             Event::Evaluated(row) => self.evaluated(row),
             Event::Note(text) => tracing::info!("{}{text}", self.label),
             Event::Checkpoint { step, path } => tracing::info!("{}step {step}: saved {}", self.label, path.display()),
-            Event::Finished(_) => {}
+            Event::Finished(summary) => self.finished(&summary),
+        }
+    }
+
+    fn planned(&mut self, plan: Plan) {
+        tracing::info!("{}{}", self.label, plan::line(&plan));
+        self.plan = Some(plan);
+    }
+
+    /// What the run took, beside what was planned.
+    fn finished(&mut self, summary: &Summary) {
+        let measured = self
+            .plan
+            .as_ref()
+            .and_then(|plan| plan::measured(plan, summary.peak_memory_bytes));
+        if let Some(measured) = measured {
+            self.finish();
+            tracing::info!("{}{measured}", self.label);
         }
     }
 
@@ -189,37 +212,8 @@ impl<'a> Watch<'a> {
         turns
             .into_iter()
             .take(EXAMPLES)
-            .map(|(_, before, example)| render(before.as_deref(), example))
+            .map(|(_, before, example)| answers::render(before.as_deref(), example))
             .collect()
-    }
-}
-
-fn render(before: Option<&str>, example: &Example) -> String {
-    let line = |name: &str, text: &str| format!("  {} {}", style::paint(style::DIM, name), one_line(text));
-    let mark = if example.answer.trim() == example.reference.trim() {
-        style::GOOD
-    } else {
-        style::WARNING
-    };
-    let mut lines = vec![format!(
-        "{} {}",
-        style::paint(style::TITLE, &example.language),
-        one_line(&example.prompt)
-    )];
-    lines.extend(before.map(|before| line("before  ", before)));
-    lines.push(line("after   ", &style::paint(mark, &one_line(&example.answer))));
-    lines.push(line("expected", &example.reference));
-    lines.join("\n")
-}
-
-/// At most 160 characters, without line ends.
-fn one_line(text: &str) -> String {
-    const LONGEST: usize = 160;
-    let flat = text.trim().replace('\n', " ⏎ ");
-    if flat.chars().count() <= LONGEST {
-        flat
-    } else {
-        flat.chars().take(LONGEST).chain(['…']).collect()
     }
 }
 

@@ -1,14 +1,7 @@
 //! Keys and values that the recipe format has and this version does not: refused by name, not as typing mistakes.
 
 /// Keys, without list indices. A key covers everything below it.
-const KEYS: &[&str] = &[
-    "distributed",
-    "memory.budget",
-    "memory.offload",
-    "model.quantization",
-    "model.vocabulary",
-    "objective.temperature",
-];
+const KEYS: &[&str] = &["distributed", "model.vocabulary", "objective.temperature"];
 
 /// Data formats that this version does not read.
 const FORMATS: &[&str] = &["retrieval", "stepwise"];
@@ -23,7 +16,6 @@ const VALUES: &[(&str, &[&str])] = &[
         &["multiple-choice", "retrieval", "similarity", "tokenizer"],
     ),
     ("objective.kind", &["contrastive", "reward", "process-reward"]),
-    ("optimizer.kind", &["adamw8bit"]),
     (
         "train.early_stop.metric",
         &[

@@ -25,6 +25,7 @@ mod objective;
 mod optimizer;
 mod parallel;
 mod paths;
+mod quantization;
 mod recipe;
 mod reference;
 mod resume;
@@ -49,8 +50,9 @@ pub use merge::{Merge, MergeCombination, MergeMethod, MergeStage};
 pub use mix::{Mix, MixBy, MixPhase, MixUnit};
 pub use model::{Device, Dtype, Init, Model};
 pub use objective::{Nll, Objective, ObjectiveKind};
-pub use optimizer::{Optimizer, OptimizerKind};
+pub use optimizer::{Moments, Optimizer, OptimizerKind};
 pub use parallel::{Arrangement, Missing, Parallel};
+pub use quantization::{Quantization, QuantizationScheme};
 pub use recipe::Recipe;
 pub use reference::{Reference, ReferenceAdapter};
 pub use schedule::{DecayType, Schedule, ScheduleKind};
@@ -58,4 +60,6 @@ pub use schema::json_schema;
 pub use selector::Selector;
 pub use source::{Format, Normalization, Source, SourcePath, SourceUse};
 pub use stage::Stage;
-pub use train::{EarlyStop, Freeze, Length, Memory, Metric, Parameters, Recompute, Train};
+pub use train::{
+    BlockInputs, EarlyStop, Freeze, Length, Memory, Metric, Offload, Parameters, Recompute, Train, parse_bytes,
+};

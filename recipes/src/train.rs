@@ -222,20 +222,50 @@ impl Metric {
     }
 }
 
-/// What is kept in memory.
+/// What is kept in memory, and how much of it a run may take.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Memory {
-    /// Whether the backward pass computes a block's activations again.
+    /// Whether the backward pass computes a block's activations again. "auto": where they do not fit into `budget`, or into
+    /// the memory that is free when the run starts.
     pub recompute: Recompute,
+    /// What lives in host memory while it is not computed with.
+    pub offload: Offload,
+    /// The format that block inputs are kept in, where the backward pass computes the rest again. "auto": that of the
+    /// computation.
+    pub block_inputs: BlockInputs,
+    /// Most memory that the run may take on its device, such as "4GiB" or "2500MB": a run that is planned to take more is
+    /// refused before anything is loaded. Empty: no limit.
+    #[schemars(
+        extend("pattern" = r"^(|[0-9]+(\.[0-9]+)? ?([KMGT]i?)?B)$"),
+        extend("x-expected" = "empty, or a number of bytes such as \"4GiB\" or \"2500MB\"")
+    )]
+    pub budget: String,
 }
 
 impl Default for Memory {
     fn default() -> Self {
         Self {
             recompute: Recompute::Auto,
+            offload: Offload::None,
+            block_inputs: BlockInputs::Auto,
+            budget: String::new(),
         }
     }
+}
+
+impl Memory {
+    /// The budget in bytes; none where there is no limit.
+    #[must_use]
+    pub fn budget_bytes(&self) -> Option<u64> {
+        parse_bytes(&self.budget)
+    }
+}
+
+/// A number of bytes out of a text such as "4GiB" (1024³) or "2500MB" (1000²); none out of what is no such text.
+#[must_use]
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64())
 }
 
 /// Whether the backward pass computes activations again.
@@ -248,4 +278,66 @@ pub enum Recompute {
     None,
     /// Keep each block's input, and compute the rest again.
     Block,
+}
+
+impl Recompute {
+    /// The name in recipes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::None => "none",
+            Self::Block => "block",
+        }
+    }
+}
+
+/// What lives in host memory while it is not computed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Offload {
+    /// Nothing.
+    None,
+    /// Block inputs: copied out and in while other blocks compute. On a CPU this changes nothing.
+    Activations,
+    /// The frozen weights of blocks: read from the file, or from host memory, one block ahead.
+    Weights,
+}
+
+impl Offload {
+    /// The name in recipes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Activations => "activations",
+            Self::Weights => "weights",
+        }
+    }
+}
+
+/// The format that block inputs are kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BlockInputs {
+    /// That of the computation.
+    Auto,
+    /// bfloat16.
+    Bf16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn sizes_are_read_in_both_systems() {
+        assert_eq!(parse_bytes("4GiB"), Some(4 << 30));
+        assert_eq!(parse_bytes("2500MB"), Some(2_500_000_000));
+        assert_eq!(parse_bytes("1.5 GiB"), Some(3 << 29));
+        assert_eq!(parse_bytes("512B"), Some(512));
+        assert_eq!(parse_bytes(""), None);
+        assert_eq!(parse_bytes("-1GiB"), None);
+        assert_eq!(parse_bytes("four GiB"), None);
+    }
 }

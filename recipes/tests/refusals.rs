@@ -37,14 +37,13 @@ fn unknown_keys() {
     assert_snapshot!(with("[adapter]\nrnak = 8"), @r#"my.toml:9: `adapter.rnak` is not a recipe key. Did you mean `rank`?"#);
     assert_snapshot!(with("[adaptor]\nrank = 8"), @r#"my.toml:8: `adaptor` is not a recipe key. Did you mean `adapter`?"#);
     assert_snapshot!(with("[train]\nlearning_rate = 1e-4"), @r#"my.toml:9: `train.learning_rate` is not a recipe key. Did you mean `optimizer.learning_rate`?"#);
-    assert_snapshot!(with("[memory]\nwindow = 1"), @r#"my.toml:9: `memory.window` is not a recipe key. Known here: recompute."#);
+    assert_snapshot!(with("[memory]\nwindow = 1"), @r#"my.toml:9: `memory.window` is not a recipe key. Known here: recompute, offload, block_inputs, budget."#);
     assert_snapshot!(with("[[data.sources]]\npath = \"x\"\nformat = \"text\"\nlangfield = \"x\""), @r#"my.toml:11: `data.sources.1.langfield` is not a recipe key. Did you mean `lang_field`?"#);
     assert_snapshot!(set("optimizer.lerning-rate=1"), @r#"--set optimizer.lerning-rate=1: `optimizer.lerning-rate` is not a recipe key. Did you mean `learning_rate`?"#);
 }
 
 #[test]
 fn keys_and_values_of_later_versions() {
-    assert_snapshot!(with("[model.quantization]\nscheme = \"nf4\""), @r#"my.toml:8: `model.quantization` is not in this version of Interlingua yet. Leave it out."#);
     assert_snapshot!(set("train.parameters=new-tokens"), @r#"--set train.parameters=new-tokens: `train.parameters` is "new-tokens", which this version of Interlingua does not have yet. Use "auto", a list of parameter names, or "re:" and a regular expression."#);
     assert_snapshot!(set("data.sources.0.format=stepwise"), @r#"--set data.sources.0.format=stepwise: `data.sources.0.format` is "stepwise", which this version of Interlingua does not have yet. Use "alpaca", "sharegpt", "messages", "prompt-completion", "text", "preference", "kto", "parallel", "choice" or "tokens"."#);
 }
@@ -71,6 +70,20 @@ fn adapters() {
     my.toml:10: `adapter.route` asks for an adapter for each language, but `adapter.kind` is "none". Set the kind, or leave it out.
     my.toml:11: `adapter.under` names adapters below the trained one, but `adapter.kind` is "none". Set the kind, or leave it out.
     "#);
+}
+
+#[test]
+fn quantization() {
+    let quantised = |lines: &str| with(&format!("[adapter]\n[model.quantization]\n{lines}"));
+    assert_snapshot!(quantised("scheme = \"fp4\""), @"");
+    assert_snapshot!(quantised("block = 96"), @"");
+    assert_snapshot!(quantised("block = 32"), @"");
+    assert_snapshot!(quantised("scheme = \"int8\"\ndouble = true"), @"");
+    assert_snapshot!(with("[model.quantization]"), @"");
+    assert_snapshot!(with("[model.quantization]\n[train]\nparameters = \"re:layers.3.mlp\""), @"");
+    assert_snapshot!(with("[model.quantization]\nhead = true\n[train]\nparameters = [\"lm_head\"]"), @"");
+    assert_snapshot!(with("[model.quantization]\nhead = true\n[adapter]\nmodules_to_save = [\"embed_tokens\", \"lm_head\"]"), @"");
+    assert_snapshot!(with("[model.quantization]\n[adapter]\nmodules_to_save = [\"down_proj\"]"), @"");
 }
 
 #[test]
@@ -105,11 +118,23 @@ fn values_out_of_range() {
     assert_snapshot!(set("optimizer.learning_rate=nan"), @r#"--set optimizer.learning_rate=nan: `optimizer.learning_rate` is NaN, but must be a number of at least 0. Write a finite number."#);
     assert_snapshot!(set("optimizer.betas=[0.9, 1.0]"), @r#"--set optimizer.betas=[0.9, 1.0]: `optimizer.betas.1` is 1.0, but must be a number of at least 0 and below 1."#);
     assert_snapshot!(set("optimizer.eps=0"), @r#"--set optimizer.eps=0: `optimizer.eps` is 0, but must be a number above 0."#);
+    assert_snapshot!(set("optimizer.kind=adamw4bit"), @r#"--set optimizer.kind=adamw4bit: `optimizer.kind` is "adamw4bit", but must be "adamw" or "adamw8bit". Did you mean "adamw8bit"?"#);
+    assert_snapshot!(set("optimizer.moments=f16"), @r#"--set optimizer.moments=f16: `optimizer.moments` is "f16", but must be "f32" or "bf16". Did you mean "bf16"?"#);
+    assert_snapshot!(with("[optimizer]\nkind = \"adamw8bit\"\nmoments = \"f32\""), @r#"my.toml:10: `optimizer.moments` is not read by "adamw8bit", whose moments have 8 bits. Leave it out."#);
     assert_snapshot!(set("schedule.warmup=1.5"), @r#"--set schedule.warmup=1.5: `schedule.warmup` is 1.5, but must be a fraction below 1 of the run or a whole number of steps."#);
     assert_snapshot!(set("schedule.min_ratio=2"), @r#"--set schedule.min_ratio=2: `schedule.min_ratio` is 2, but must be a number from 0 to 1."#);
     assert_snapshot!(set("train.freeze=[{match='x', until=2}]"), @r#"--set train.freeze=[{match='x', until=2}]: `train.freeze.0.until` is 2, but must be a number above 0 and of at most 1."#);
     assert_snapshot!(set("model.device=cuda:x"), @r#"--set model.device=cuda:x: `model.device` is "cuda:x", but must be "auto", "cpu", "cuda", "tch", "tch:cuda", or "cuda:N" or "tch:cuda:N" with a GPU's index."#);
     assert_snapshot!(set("model.device=tch:1"), @r#"--set model.device=tch:1: `model.device` is "tch:1", but must be "auto", "cpu", "cuda", "tch", "tch:cuda", or "cuda:N" or "tch:cuda:N" with a GPU's index."#);
+}
+
+#[test]
+fn memory() {
+    assert_snapshot!(set("memory.budget=4"), @"");
+    assert_snapshot!(set("memory.budget=4 gigabytes"), @"");
+    assert_snapshot!(set("memory.offload=disk"), @"");
+    assert_snapshot!(set("memory.block_inputs=f16"), @"");
+    assert_snapshot!(set("memory.recompute=blocks"), @"");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use interlingua_tests::adapter_run::{arguments, write};
 use interlingua_tests::binary::Scratch;
-use interlingua_tests::numbers::{column, rows};
+use interlingua_tests::numbers::{column, rows, tensors};
 
 fn scratch() -> Scratch {
     let scratch = Scratch::new();
@@ -33,6 +33,31 @@ fn checkpoint(run: &Path, step: u64) -> PathBuf {
     run.join(format!("checkpoint-{step}"))
 }
 
+/// An undisturbed run, and one that is killed at these shares of its time and then goes on; they must not differ.
+fn run_and_kill(settings: &[&str], shares: &[f64]) -> (Scratch, Scratch) {
+    let (whole, killed) = (scratch(), scratch());
+    let start = std::time::Instant::now();
+    whole.run(arguments(settings)).succeeds();
+    let duration = start.elapsed();
+    let mut kills = 0;
+    for share in shares {
+        let mut child = killed
+            .command(arguments(settings))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        std::thread::sleep(duration.mul_f64(*share).max(Duration::from_millis(1)));
+        kills += usize::from(child.try_wait().expect("a child").is_none());
+        child.kill().expect("a child");
+        child.wait().expect("a child");
+    }
+    assert!(kills > 1, "{kills} kills");
+    killed.run(arguments(settings)).succeeds();
+    assert_same(&whole.path("run"), &killed.path("run"));
+    (whole, killed)
+}
+
 #[test]
 fn killed_at_any_time_a_run_ends_with_the_same_adapter() {
     // A checkpoint after each step, so that many of the kills fall into saving.
@@ -42,27 +67,9 @@ fn killed_at_any_time_a_run_ends_with_the_same_adapter() {
         "data.holdout=0.2",
         "train.eval_every=7",
     ];
-    let (whole, killed) = (scratch(), scratch());
-    let start = std::time::Instant::now();
-    whole.run(arguments(&settings)).succeeds();
-    let duration = start.elapsed();
-    let mut kills = 0;
     // Shares of the whole run's time, in no order, so that a slow machine is killed in the same places as a fast one.
-    for share in [0.21, 0.12, 0.3, 0.17, 0.26, 0.14, 0.35, 0.2, 0.4, 0.3] {
-        let mut child = killed
-            .command(arguments(&settings))
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .expect("the binary starts");
-        std::thread::sleep(duration.mul_f64(share).max(Duration::from_millis(1)));
-        kills += usize::from(child.try_wait().unwrap().is_none());
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    assert!(kills > 1, "{kills} kills");
-    killed.run(arguments(&settings)).succeeds();
-    assert_same(&whole.path("run"), &killed.path("run"));
+    let shares = [0.21, 0.12, 0.3, 0.17, 0.26, 0.14, 0.35, 0.2, 0.4, 0.3];
+    let (whole, killed) = run_and_kill(&settings, &shares);
     let evaluations = |scratch: &Scratch| -> Vec<String> {
         let rows = rows(&scratch.path("run"), "eval");
         rows.iter()
@@ -78,6 +85,45 @@ fn killed_at_any_time_a_run_ends_with_the_same_adapter() {
     assert!(names.is_empty(), "half-written files are left: {names:?}");
 }
 
+/// The rank makes matrices so large that their moments have 8 bits where the recipe asks for that.
+#[test]
+fn killed_with_small_moments_a_run_ends_with_the_same_adapter() {
+    for (setting, files, bytes) in [
+        ("optimizer.moments=f32", 1, 8.0),
+        ("optimizer.moments=bf16", 1, 4.0),
+        ("optimizer.kind=adamw8bit", 2, 2.04),
+    ] {
+        let settings = [
+            setting,
+            "adapter.rank=256",
+            "train.steps=15",
+            "train.checkpoint_every=1",
+        ];
+        let (whole, killed) = run_and_kill(&settings, &[0.3, 0.5, 0.4]);
+        let moments = |scratch: &Scratch| {
+            let files = fs::read_dir(checkpoint(&scratch.path("run"), 15)).unwrap().flatten();
+            let name = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+            let mut moments: Vec<(String, Vec<u8>)> = files
+                .filter(|entry| name(entry).starts_with("optimizer."))
+                .map(|entry| (name(&entry), fs::read(entry.path()).unwrap()))
+                .collect();
+            moments.sort();
+            moments
+        };
+        let found = moments(&whole);
+        assert!(found == moments(&killed), "{setting}: the moments differ");
+        assert_eq!(found.len(), files, "{setting}");
+        let parameters = fs::metadata(checkpoint(&whole.path("run"), 15).join("parameters.safetensors"));
+        let numbers = parameters.unwrap().len() as f64 / 4.0;
+        let held: usize = found.iter().map(|(_, bytes)| bytes.len()).sum();
+        // The headers of the files are in this too.
+        assert!(
+            (held as f64) < bytes * numbers * 1.03,
+            "{setting}: {held} bytes for {numbers} numbers"
+        );
+    }
+}
+
 #[test]
 fn more_steps_go_on_where_the_run_ended() {
     let (whole, extended) = (scratch(), scratch());
@@ -87,6 +133,28 @@ fn more_steps_go_on_where_the_run_ended() {
     let ran = extended.run(arguments(&["train.steps=9"]));
     assert!(ran.succeeds().stderr.contains("step 5"), "{ran:?}");
     assert_same(&whole.path("run"), &extended.path("run"));
+}
+
+/// Recipes said nothing of moments once, and checkpoints had the two of each parameter in f32 under these names.
+#[test]
+fn a_run_from_before_moments_had_formats_goes_on() {
+    let (whole, earlier) = (scratch(), scratch());
+    whole.run(arguments(&["train.steps=9"])).succeeds();
+    earlier.run(arguments(&["train.steps=5"])).succeeds();
+    let recipe = earlier.read("run/recipe.toml");
+    assert!(recipe.contains("moments = \"f32\"\n"));
+    earlier.write("run/recipe.toml", recipe.replace("moments = \"f32\"\n", ""));
+    let names = |file: &str| -> Vec<String> {
+        let tensors = tensors(&checkpoint(&earlier.path("run"), 5).join(file));
+        tensors.into_keys().collect()
+    };
+    let of_parameters = names("parameters.safetensors");
+    let moments = of_parameters
+        .iter()
+        .flat_map(|name| [format!("{name}.first"), format!("{name}.second")]);
+    assert!(names("optimizer.safetensors").into_iter().eq(moments));
+    earlier.run(arguments(&["train.steps=9"])).succeeds();
+    assert_same(&whole.path("run"), &earlier.path("run"));
 }
 
 #[test]
@@ -152,6 +220,9 @@ fn another_recipe_is_refused_with_the_key() {
         ("data.shuffle=false", "data.shuffle"),
         ("train.batch_size=2", "train.batch_size"),
         ("seed=43", "seed"),
+        ("optimizer.moments=bf16", "optimizer.moments"),
+        ("optimizer.kind=adamw8bit", "optimizer.kind"),
+        ("model.dtype=f16", "model.dtype"),
     ] {
         scratch.run(arguments(&[setting])).refuses(2, &[key, "--fresh"]);
     }
@@ -164,6 +235,8 @@ fn another_recipe_is_refused_with_the_key() {
         "train.keep_checkpoints=1",
         "memory.recompute=block",
         "train.log_every=2",
+        // What it is without being said.
+        "optimizer.moments=f32",
     ] {
         let ran = scratch.run(arguments(&[setting]));
         assert!(ran.succeeds().stdout.contains("already finished"), "{setting}: {ran:?}");

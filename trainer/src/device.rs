@@ -13,6 +13,8 @@ use interlingua_checkpoints::dtype::Dtype as FileDtype;
 
 use self::gpu::Gpu;
 use crate::error::TrainError;
+use crate::memory::host_bytes;
+use crate::plan::settings::DeviceKind;
 
 /// The device a recipe asks for. `auto` takes the first GPU where this binary can use one, else the CPU.
 ///
@@ -182,6 +184,47 @@ fn resident_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// The kind of the device that a recipe asks for, which need not be there unless the recipe leaves the choice open.
+pub fn kind(wanted: interlingua_recipes::Device) -> DeviceKind {
+    use interlingua_recipes::Device as Wanted;
+    match wanted {
+        Wanted::Cpu | Wanted::Tch => DeviceKind::Cpu,
+        Wanted::Cuda(_) | Wanted::TchCuda(_) => DeviceKind::Cuda,
+        Wanted::Auto if cuda(0).is_ok() => DeviceKind::Cuda,
+        Wanted::Auto => DeviceKind::Cpu,
+    }
+}
+
+/// The GPU that a recipe asks for, where a driver can describe it.
+pub fn wanted_gpu(wanted: interlingua_recipes::Device) -> Option<&'static Gpu> {
+    use interlingua_recipes::Device as Wanted;
+    let index = match wanted {
+        Wanted::Cuda(index) | Wanted::TchCuda(index) => index.unwrap_or(0),
+        Wanted::Auto => 0,
+        Wanted::Cpu | Wanted::Tch => return None,
+    };
+    #[cfg(feature = "nvidia")]
+    {
+        cuda::driver().as_ref().ok()?.gpus.get(index)
+    }
+    #[cfg(not(feature = "nvidia"))]
+    {
+        let _ = index;
+        None
+    }
+}
+
+/// Memory that a run can have now where a recipe asks for it, in bytes; none where that is not known.
+pub fn available_bytes(wanted: interlingua_recipes::Device) -> Option<u64> {
+    match kind(wanted) {
+        DeviceKind::Cpu => host_bytes().map(|host| host.available),
+        #[cfg(feature = "nvidia")]
+        DeviceKind::Cuda => cuda::memory(wanted_gpu(wanted)?.index).map(|(free, _)| free),
+        #[cfg(not(feature = "nvidia"))]
+        DeviceKind::Cuda => None,
+    }
 }
 
 /// Where a run computes, in words.

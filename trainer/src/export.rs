@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use interlingua_checkpoints::CheckpointError;
 use interlingua_checkpoints::dtype::Dtype;
 use interlingua_checkpoints::model_folder::ModelFolder;
+use interlingua_checkpoints::own_adapter::Description;
+use interlingua_checkpoints::packed::Quantization;
 use interlingua_checkpoints::write::{MAX_SHARD_BYTES, TensorSpec, write_model_folder};
 use interlingua_recipes::{AdapterKind, Device, Dtype as WantedDtype, Recipe};
 use serde_json::{Value, json};
@@ -17,7 +19,7 @@ use crate::engine::inputs::{Inputs, RopeLength};
 use crate::error::TrainError;
 use crate::models::Model;
 use crate::models::decoder::Block;
-use crate::parameters::ParameterId;
+use crate::parameters::{ParameterId, Stored};
 use crate::train::selection::Selection;
 use crate::train::setup::{Base, load_for_inference};
 use crate::train::summary::Summary;
@@ -35,7 +37,7 @@ pub fn write_results(
     }
     if selection.trains_base(model) {
         let dtype = base.dtype();
-        let weight = |id: ParameterId| model.parameters.get(id).value.clone();
+        let weight = |id: ParameterId| model.parameters.get(id).values();
         write_model(
             &recipe.output.join("model"),
             model,
@@ -66,6 +68,10 @@ fn write_model(
         })
         .collect();
     let mut config = raw_config.clone();
+    if let Some(config) = config.as_object_mut() {
+        // What is written is not quantised.
+        config.remove("quantization_config");
+    }
     for key in ["dtype", "torch_dtype"] {
         if config.get(key).is_some() {
             config[key] = json!(dtype.name());
@@ -75,7 +81,7 @@ fn write_model(
         let id = model.parameters.find(&spec.name);
         let id = id.ok_or_else(|| CheckpointError::Other(format!("the parameter `{}` is gone", spec.name)))?;
         let mut parameter = model.parameters.get(id).clone();
-        parameter.value = weight(id);
+        parameter.value = Stored::Dense(weight(id));
         Ok(host_tensor(&parameter, dtype))
     })?;
     Ok(())
@@ -90,23 +96,57 @@ pub struct MergeReport {
     pub max_logit: f64,
     /// How far the adapter had moved the logits.
     pub max_logit_change: f64,
+    /// How far the merged logits are from those of the quantised base with the adapter, which is what was trained; absent where
+    /// the base was not quantised.
+    pub max_logit_shift: Option<f64>,
     /// The number format that was written.
     pub dtype: Dtype,
 }
 
+/// Which base an adapter that was trained on a quantised one is merged into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MergeBase {
+    /// The quantised weights, decoded: what the adapter was trained on.
+    #[default]
+    Dequantised,
+    /// The weights as they are in the folder.
+    Original,
+}
+
 /// Merges adapters into a model and writes the folder, in the number format of the base. The folder is read again and its
 /// logits compared with those of base and adapter before this returns.
-pub fn merge(model: &str, adapters: &[PathBuf], out: &Path, device: Device) -> Result<MergeReport, TrainError> {
+///
+/// # Errors
+/// When model and adapters are wrong or do not fit, or the folder cannot be written.
+pub fn merge(
+    model: &str,
+    adapters: &[PathBuf],
+    out: &Path,
+    base: MergeBase,
+    device: Device,
+) -> Result<MergeReport, TrainError> {
     if out.join("config.json").exists() {
         return Err(TrainError::Setup(format!(
             "{}: there is a model in this folder already; choose another --out",
             out.display()
         )));
     }
-    let (plain, folder) = load_for_inference(model, &[], WantedDtype::F32, device)?;
+    let trained_on = trained_on(adapters)?;
+    let quantization = trained_on.filter(|_| base == MergeBase::Dequantised);
+    let open = |adapters: &[PathBuf], quantization| {
+        load_for_inference(model, adapters, WantedDtype::F32, device, quantization)
+    };
+    let (plain, folder) = open(&[], quantization)?;
+    if folder.config().quantization.is_some() && base == MergeBase::Original {
+        return Err(TrainError::Setup(format!(
+            "{}: these weights are quantised themselves, so there are no others to merge into; name the folder of the 16-bit \
+             weights, or merge into the dequantised ones",
+            folder.path().display()
+        )));
+    }
     let before = probe(&plain);
     drop(plain);
-    let (adapted, _) = load_for_inference(model, adapters, WantedDtype::F32, device)?;
+    let (adapted, _) = open(adapters, quantization)?;
     check_can_be_merged(&adapted)?;
     if adapted.config.tie_word_embeddings && !adapted.head.adapters.is_empty() {
         return Err(TrainError::Setup(
@@ -118,22 +158,46 @@ pub fn merge(model: &str, adapters: &[PathBuf], out: &Path, device: Device) -> R
     let expected = probe(&adapted);
     write_merged(&adapted, &folder, out)?;
     drop(adapted);
-    let written = out.to_string_lossy();
-    let (merged, reread) = load_for_inference(&written, &[], WantedDtype::F32, device)?;
+    let (merged, reread) = load_for_inference(&out.to_string_lossy(), &[], WantedDtype::F32, device, None)?;
     let found = probe(&merged);
-    let largest = |a: &[f32], b: &[f32]| {
-        a.iter()
-            .zip(b)
-            .map(|(a, b)| f64::from((a - b).abs()))
-            .fold(0.0, f64::max)
+    drop(merged);
+    let trained = match trained_on {
+        Some(_) if quantization.is_none() => Some(probe(&open(adapters, trained_on)?.0)),
+        Some(_) => Some(expected.clone()),
+        None => None,
     };
     let zeros = vec![0.0; expected.len()];
     Ok(MergeReport {
-        max_logit_difference: largest(&found, &expected),
-        max_logit: largest(&expected, &zeros),
-        max_logit_change: largest(&expected, &before),
+        max_logit_difference: largest_difference(&found, &expected),
+        max_logit: largest_difference(&expected, &zeros),
+        max_logit_change: largest_difference(&expected, &before),
+        max_logit_shift: trained.map(|trained| largest_difference(&found, &trained)),
         dtype: reread.main_dtype(),
     })
+}
+
+fn largest_difference(one: &[f32], other: &[f32]) -> f64 {
+    let differences = one.iter().zip(other).map(|(one, other)| f64::from((one - other).abs()));
+    differences.fold(0.0, f64::max)
+}
+
+/// How the base was quantised that the adapters were trained on.
+fn trained_on(adapters: &[PathBuf]) -> Result<Option<Quantization>, TrainError> {
+    let mut known = None;
+    for adapter in adapters {
+        let Some(found) = Description::read(adapter)?.and_then(|description| description.quantization) else {
+            continue;
+        };
+        if known.is_some_and(|known| known != found) {
+            return Err(TrainError::Setup(format!(
+                "{}: this adapter was trained on a base that was quantised in another way than that of the one before it; merge \
+                 them one after another",
+                adapter.display()
+            )));
+        }
+        known = Some(found);
+    }
+    Ok(known)
 }
 
 /// An error when an adapter is no change of a weight that holds for all rows.
@@ -168,10 +232,9 @@ fn write_merged(model: &Model, folder: &ModelFolder, out: &Path) -> Result<(), T
             .map(|adapter| &adapter.adapter)
             .collect();
         if adapters.is_empty() {
-            return parameter.value.clone();
+            return parameter.values();
         }
-        let shape = [parameter.shape[0], parameter.shape[1]];
-        let base = parameter.value.clone().cast(DType::F32).reshape(shape);
+        let base = parameter.matrix();
         // Every adapter adds its own change of the base.
         let mut merged = base.clone();
         for adapter in adapters {

@@ -13,6 +13,7 @@ pub mod objectives;
 pub mod ops;
 pub mod optimizers;
 pub mod parameters;
+pub mod plan;
 pub mod random;
 pub mod train;
 pub mod verify;

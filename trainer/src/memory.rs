@@ -2,6 +2,9 @@
 //! memory-mapped files apart, counted by its allocator, which can be given a cap. On a GPU: the device's pool.
 
 mod exhausted;
+mod host;
+
+pub use host::{HostBytes, host_bytes};
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::CStr;
@@ -77,7 +80,7 @@ pub fn peak_bytes() -> u64 {
 }
 
 /// Bytes that are allocated now; 0 when the binary does not count.
-pub fn held_bytes() -> u64 {
+pub fn current_bytes() -> u64 {
     CURRENT.load(Ordering::Relaxed) as u64
 }
 

@@ -2,9 +2,20 @@
 
 use burn::tensor::{DType, Tensor};
 
+use crate::ops::weight::PackedWeight;
+
 /// Index of a parameter in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ParameterId(usize);
+
+/// The values of a parameter.
+#[derive(Clone, Debug)]
+pub enum Stored {
+    /// On the device, flat: f32 when trainable, else in the compute dtype.
+    Dense(Tensor<1>),
+    /// A frozen matrix in fewer bits, or in a file.
+    Packed(PackedWeight),
+}
 
 /// One parameter. Vectors and matrices alike are stored flat, in row-major order.
 #[derive(Clone, Debug)]
@@ -15,8 +26,8 @@ pub struct Parameter {
     pub name: String,
     /// Its shape in the file.
     pub shape: Vec<usize>,
-    /// The values, flat; f32 when trainable, else in the compute dtype.
-    pub value: Tensor<1>,
+    /// The values.
+    pub value: Stored,
     /// Whether it is trained now.
     pub trainable: bool,
     /// Whether it belongs to an adapter rather than to the model.
@@ -26,6 +37,19 @@ pub struct Parameter {
 }
 
 impl Parameter {
+    /// The values, flat; those of a packed matrix are decoded to f32.
+    pub fn values(&self) -> Tensor<1> {
+        match &self.value {
+            Stored::Dense(value) => value.clone(),
+            Stored::Packed(weight) => weight.dense(DType::F32).reshape([self.len()]),
+        }
+    }
+
+    /// The values as the matrix that the shape says, in f32.
+    pub fn matrix(&self) -> Tensor<2> {
+        self.values().cast(DType::F32).reshape([self.shape[0], self.shape[1]])
+    }
+
     /// How many numbers it holds.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
@@ -57,14 +81,16 @@ impl Parameters {
 
     /// Takes the values out, so that nobody else holds them and an update can happen in place; `set_value` follows.
     pub fn take_value(&mut self, id: ParameterId) -> Tensor<1> {
-        let value = &mut self.list[id.0].value;
+        let parameter = &mut self.list[id.0];
+        let value = parameter.values();
         let device = value.device();
-        std::mem::replace(value, Tensor::zeros([1], &device))
+        parameter.value = Stored::Dense(Tensor::zeros([1], &device));
+        value
     }
 
     /// Gives a parameter its values.
     pub fn set_value(&mut self, id: ParameterId, value: Tensor<1>) {
-        self.list[id.0].value = value;
+        self.list[id.0].value = Stored::Dense(value);
     }
 
     /// The index of a name.
@@ -92,8 +118,8 @@ impl Parameters {
     pub fn set_trainable(&mut self, id: ParameterId, trainable: bool) {
         let parameter = &mut self.list[id.0];
         parameter.trainable = trainable;
-        if trainable && parameter.value.dtype() != DType::F32 {
-            parameter.value = parameter.value.clone().cast(DType::F32);
+        if trainable {
+            parameter.value = Stored::Dense(parameter.values().cast(DType::F32));
         }
     }
 }

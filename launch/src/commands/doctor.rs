@@ -5,6 +5,7 @@ mod nvidia;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use interlingua_trainer::memory::host_bytes;
 use serde::Serialize;
 
 use crate::cli::Global;
@@ -97,7 +98,7 @@ fn check(area: &'static str, name: &str, good: bool, found: String, advice: &str
 fn cpu() -> Vec<Check> {
     let features = machine::simd_features();
     let fast = features.contains(&"avx2") || features.contains(&"neon");
-    let memory = machine::memory();
+    let memory = host_bytes();
     let available = memory.map_or(0, |memory| memory.available);
     let memory = memory.map_or_else(
         || "unknown".to_owned(),

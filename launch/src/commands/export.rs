@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use interlingua_checkpoints::dtype::Dtype;
 use interlingua_recipes::Device;
-use interlingua_trainer::export::{MergeReport, merge};
+use interlingua_trainer::export::{MergeBase, MergeReport, merge};
 use serde_json::json;
 
 use crate::cli::Global;
@@ -31,9 +31,20 @@ pub(crate) struct Arguments {
     /// The folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Of an adapter that was trained on a quantised base: the weights to merge it into. The dequantised ones are those that it
+    /// was trained on; the original ones are nearer to the model as it was
+    #[arg(long, value_name = "WEIGHTS", value_enum, default_value = "dequantized")]
+    onto: Onto,
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: Device,
+}
+
+/// The weights to merge into.
+#[derive(Clone, Copy, ValueEnum)]
+enum Onto {
+    Dequantized,
+    Original,
 }
 
 /// Merges, writes and compares.
@@ -46,7 +57,17 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
             "What is to be done with the adapter? --merge puts it into the weights.",
         ));
     }
-    let report = merge(&arguments.model, &arguments.adapter, &arguments.out, arguments.device)?;
+    let base = match arguments.onto {
+        Onto::Dequantized => MergeBase::Dequantised,
+        Onto::Original => MergeBase::Original,
+    };
+    let report = merge(
+        &arguments.model,
+        &arguments.adapter,
+        &arguments.out,
+        base,
+        arguments.device,
+    )?;
     let out = arguments.out.display();
     let allowed = allowed(&report);
     if report.max_logit_difference.is_nan() || report.max_logit_difference > allowed {
@@ -61,6 +82,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
         output::json(&json!({
             "out": arguments.out, "dtype": report.dtype.name(), "max_logit_difference": report.max_logit_difference,
             "max_logit": report.max_logit, "max_logit_change": report.max_logit_change,
+            "max_logit_shift": report.max_logit_shift,
         }))?;
     } else {
         output::line(format!(
@@ -69,6 +91,11 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
             report.max_logit_difference,
             report.max_logit_change
         ))?;
+        if let Some(shift) = report.max_logit_shift {
+            output::line(format!(
+                "The adapter was trained on a quantised base: the merged logits are within {shift:.2e} of those that it had there"
+            ))?;
+        }
     }
     Ok(Exit::Done)
 }

@@ -113,7 +113,13 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
         (Some(input), _) => read_rows(input)?,
         (None, prompt) => vec![Map::from_iter([("prompt".to_owned(), json!(prompt))])],
     };
-    let (model, folder) = load_for_inference(&arguments.model, &arguments.adapter, arguments.dtype, arguments.device)?;
+    let (model, folder) = load_for_inference(
+        &arguments.model,
+        &arguments.adapter,
+        arguments.dtype,
+        arguments.device,
+        None,
+    )?;
     let tokenizer = Tokenizer::load(folder.path()).map_err(Failure::usage)?;
     let mut writer = Writer {
         arguments,

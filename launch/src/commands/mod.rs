@@ -2,11 +2,13 @@
 
 pub(crate) mod completions;
 pub(crate) mod doctor;
+pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+pub(crate) mod plan;
 pub(crate) mod prepare;
 pub(crate) mod recipes;
 pub(crate) mod schema;
@@ -28,9 +30,11 @@ pub(crate) fn run(cli: &Cli) -> CommandResult {
     match &cli.command {
         Command::Train(arguments) => train::run(arguments, global),
         Command::Validate(arguments) => validate::run(arguments, global),
+        Command::Plan(arguments) => plan::run(arguments, global),
         Command::Prepare(arguments) => prepare::run(arguments, global),
         Command::Sweep(arguments) => sweep::run(arguments, global),
         Command::Tokenizer(tokenizer::Command::Train(arguments)) => tokenizer::train(arguments, global),
+        Command::Eval(arguments) => eval::run(arguments, global),
         Command::Generate(arguments) => generate::run(arguments, global),
         Command::Export(arguments) => export::run(arguments, global),
         Command::Merge(arguments) => merge::run(arguments, global),

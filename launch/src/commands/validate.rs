@@ -14,7 +14,7 @@ use crate::cli::Global;
 use crate::exit::{CommandResult, Exit, Failure};
 use crate::preparation::{self, Ready};
 use crate::recipe::{self, RecipeArgument};
-use crate::{output, style, table};
+use crate::{output, plan, style, table};
 
 /// The longest part of a sample that is shown, in tokens.
 const LONGEST: usize = 400;
@@ -114,6 +114,7 @@ fn print(ready: &Ready, previews: &[Preview]) -> Result<(), Failure> {
         output::line(line)?;
     }
     let (samples, held_out) = ready.samples();
+    output::line(plan::line(&ready.memory))?;
     output::line(format!(
         "{} samples to train on, {} held out; {} steps; rows {} full",
         table::count(samples),

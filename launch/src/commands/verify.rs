@@ -46,7 +46,13 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When the model or the reference cannot be read. A difference is no error; it ends with exit code 1.
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
-    let (model, _) = load_for_inference(&arguments.model, &arguments.adapter, arguments.dtype, arguments.device)?;
+    let (model, _) = load_for_inference(
+        &arguments.model,
+        &arguments.adapter,
+        arguments.dtype,
+        arguments.device,
+        None,
+    )?;
     let tolerance = Tolerance {
         atol: arguments.atol,
         rtol: arguments.rtol,

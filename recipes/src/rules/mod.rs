@@ -3,6 +3,7 @@
 mod adapter;
 mod mixture;
 mod objective;
+mod quantization;
 mod sources;
 mod tasks;
 
@@ -14,6 +15,7 @@ use crate::adapter::Targets;
 use crate::document::LENGTHS;
 use crate::error::Finding;
 use crate::eval::TaskKind;
+use crate::optimizer::OptimizerKind;
 use crate::recipe::Recipe;
 use crate::selector::Selector;
 use crate::train::{Metric, Parameters};
@@ -25,13 +27,22 @@ pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     let mut findings = Vec::new();
     model(recipe, &mut findings);
     adapter::check(recipe, &mut findings);
+    quantization::check(recipe, &mut findings);
     sources::check(recipe, &mut findings);
     lengths(recipe, &mut findings);
     tasks::check(recipe, &mut findings);
     early_stop(recipe, &mut findings);
     patterns(recipe, &mut findings);
+    optimizer(recipe, &mut findings);
     mixture::check(recipe, &mut findings);
     objective::check(recipe, &mut findings);
+    findings
+}
+
+/// Everything that is wrong with the tasks of a recipe that only evaluates.
+pub(crate) fn check_tasks(recipe: &Recipe) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    tasks::check(recipe, &mut findings);
     findings
 }
 
@@ -74,6 +85,14 @@ fn lengths(recipe: &Recipe, findings: &mut Vec<Finding>) {
             let message = format!("is {value}, but must be a fraction below 1 of the run or a whole number of steps.");
             findings.push(Finding::at(&format!("schedule.{key}"), &message));
         }
+    }
+}
+
+fn optimizer(recipe: &Recipe, findings: &mut Vec<Finding>) {
+    let optimizer = &recipe.optimizer;
+    if optimizer.kind == OptimizerKind::Adamw8bit && optimizer.moments.is_some() {
+        let message = "is not read by \"adamw8bit\", whose moments have 8 bits. Leave it out.";
+        findings.push(Finding::at("optimizer.moments", message));
     }
 }
 

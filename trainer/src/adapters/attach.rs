@@ -14,7 +14,7 @@ use crate::error::TrainError;
 use crate::layers::linear::Linear;
 use crate::models::Model;
 use crate::models::load::tensor;
-use crate::parameters::{Parameter, ParameterId, Parameters};
+use crate::parameters::{Parameter, ParameterId, Parameters, Stored};
 
 /// How an adapter stands on a model.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,7 +82,7 @@ impl Placing<'_> {
         self.parameters.add(Parameter {
             name,
             shape,
-            value,
+            value: Stored::Dense(value),
             trainable: self.placement.trainable,
             adapter: true,
             frozen: !self.placement.trainable,
@@ -281,12 +281,6 @@ pub(super) fn save_modules(model: &mut Model, modules: &[String]) -> Result<(), 
 
 /// A parameter on the host, in a dtype.
 pub fn host_tensor(parameter: &Parameter, dtype: Dtype) -> HostTensor {
-    let values: Vec<f32> = parameter
-        .value
-        .clone()
-        .cast(DType::F32)
-        .into_data()
-        .iter::<f32>()
-        .collect();
+    let values: Vec<f32> = parameter.values().cast(DType::F32).into_data().iter::<f32>().collect();
     HostTensor::from_f32(parameter.shape.clone(), &values).cast(dtype)
 }

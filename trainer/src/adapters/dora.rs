@@ -38,8 +38,8 @@ impl Dora {
             pass.detached_matrix(self.lora.b),
             self.lora.scale,
         );
-        let weight = pass.matrix(weight);
-        let factor = (pass.vector(self.magnitude) / norm.cast(weight.dtype())).unsqueeze::<2>();
+        let weight = pass.weight(weight);
+        let factor = (pass.vector(self.magnitude) / norm.cast(x.dtype())).unsqueeze::<2>();
         let LowRank { a, b, scale, dropout } = self.lora.operands(module, pass, rows);
         let adapter = LowRank {
             a,
@@ -65,7 +65,7 @@ impl Dora {
     pub fn merged(&self, weight: Tensor<2>, parameters: &Parameters) -> Tensor<2> {
         let sum = weight + self.lora.delta(parameters);
         let norm = sum.clone().powi_scalar(2).sum_dim(1).sqrt();
-        let magnitude = parameters.get(self.magnitude).value.clone().unsqueeze_dim::<2>(1);
+        let magnitude = parameters.get(self.magnitude).values().unsqueeze_dim::<2>(1);
         sum * (magnitude / norm)
     }
 }

@@ -1,6 +1,6 @@
 //! Puts new adapters on a model, as a recipe says.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use interlingua_recipes::{Adapter as AdapterRecipe, AdapterKind, Selector};
 
 use super::Adapter;
@@ -127,13 +127,6 @@ fn is_target(linear: &Linear, selector: Option<&Selector>) -> bool {
 }
 
 fn current_row_norm(linear: &Linear, lora: &Lora, parameters: &Parameters) -> Tensor<1> {
-    let matrix = |id: ParameterId| {
-        let parameter = parameters.get(id);
-        parameter
-            .value
-            .clone()
-            .cast(DType::F32)
-            .reshape([parameter.shape[0], parameter.shape[1]])
-    };
+    let matrix = |id: ParameterId| parameters.get(id).matrix();
     row_norm(matrix(linear.weight), matrix(lora.a), matrix(lora.b), lora.scale)
 }

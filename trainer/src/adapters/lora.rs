@@ -45,14 +45,7 @@ impl Lora {
 
     /// `s · B A`, `[outputs, inputs]`, in f32: what merging adds to the weight.
     pub fn delta(&self, parameters: &Parameters) -> Tensor<2> {
-        let matrix = |id| {
-            let parameter = parameters.get(id);
-            parameter
-                .value
-                .clone()
-                .reshape([parameter.shape[0], parameter.shape[1]])
-        };
-        matrix(self.b).matmul(matrix(self.a)) * self.scale
+        parameters.get(self.b).matrix().matmul(parameters.get(self.a).matrix()) * self.scale
     }
 }
 

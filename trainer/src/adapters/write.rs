@@ -17,6 +17,7 @@ use crate::error::TrainError;
 use crate::layers::linear::Linear;
 use crate::models::Model;
 use crate::parameters::ParameterId;
+use crate::train::setup::quantization;
 use crate::train::summary::Summary;
 
 /// Writes `adapter/` into the output folder.
@@ -61,7 +62,7 @@ fn write_copy(
         tensors.push((parameter.name.clone(), host_tensor(parameter, Dtype::F32)));
     }
     AdapterFolder::write(folder, &adapter_config(recipe, model, language)?, tensors, &readme)?;
-    if !recipe.adapter.under.is_empty() {
+    if !description.under.is_empty() || description.quantization.is_some() {
         description.write(folder)?;
     }
     Ok(())
@@ -81,6 +82,7 @@ fn description(recipe: &Recipe, model: &Model) -> Result<Description, TrainError
         base_model: recipe.model.path.clone(),
         languages: Vec::new(),
         under: under.collect(),
+        quantization: quantization(recipe),
         layer: layer.transpose()?,
         scale: adapter.scale,
         reduction: adapter.reduction,

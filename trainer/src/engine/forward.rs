@@ -6,14 +6,16 @@ use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
 use super::gradients::Gradients;
 use super::inputs::Inputs;
+use super::keeping::{Keeping, KeptInput};
 use super::pass::Pass;
+use super::tiles::TiledBlock;
 use crate::models::Model;
 use crate::ops::seed::backward_from;
 
 /// What a block of the forward pass leaves for the backward pass.
 enum Kept<'a> {
     /// Its input; the graph is made again from it.
-    Input(Box<Tensor<2>>),
+    Input(Box<KeptInput>),
     /// Its graph.
     Graph(Box<Part<'a>>),
 }
@@ -58,9 +60,8 @@ pub struct Forward<'a> {
 }
 
 impl<'a> Forward<'a> {
-    /// Runs the model up to the highest of the boundaries; the parts above do not run. `recompute`: only the inputs of
-    /// blocks are kept, and their graphs made again in the backward pass.
-    pub fn run(model: &'a Model, inputs: &'a Inputs, boundaries: &[usize], recompute: bool) -> Self {
+    /// Runs the model up to the highest of the boundaries; the parts above do not run.
+    pub fn run(model: &'a Model, inputs: &'a Inputs, boundaries: &[usize], keeping: Keeping) -> Self {
         let blocks = model.blocks.len();
         let last = boundaries.iter().copied().max().unwrap_or(0);
         let trains_embedding = model.parameters.get(model.embedding).trainable;
@@ -81,16 +82,18 @@ impl<'a> Forward<'a> {
         let mut x = model.embed(inputs, &forward.pass(false));
         for index in 0..blocks.min(last) {
             forward.keep_hidden(index, &x, boundaries);
+            model.bring(index + 1);
             // Blocks below the lowest trainable parameter keep nothing.
-            if index >= forward.lowest && !recompute {
+            if index >= forward.lowest && !keeping.recompute {
                 let part = forward.build(x, index);
                 x = part.output.clone().without_autodiff();
                 forward.kept.push(Kept::Graph(Box::new(part)));
             } else {
+                let output = TiledBlock::new(model, index, inputs).forward(&x);
                 if index >= forward.lowest {
-                    forward.kept.push(Kept::Input(Box::new(x.clone())));
+                    forward.kept.push(Kept::Input(Box::new(KeptInput::new(x, keeping))));
                 }
-                x = model.blocks[index].forward(x, inputs, &forward.pass(false), None);
+                x = output;
             }
         }
         if last == blocks {
@@ -131,11 +134,17 @@ impl<'a> Forward<'a> {
         for (index, kept) in (self.lowest..self.lowest + kept.len()).zip(kept).rev() {
             gradient = add(gradient, by_boundary.remove(&(index + 1)));
             let Some(above) = gradient.take() else { continue };
-            let part = match kept {
-                Kept::Graph(part) => *part,
-                Kept::Input(x) => self.build(*x, index),
+            if index > self.lowest {
+                self.model.bring(index - 1);
+            }
+            gradient = match kept {
+                Kept::Graph(part) => part.backward(above, gradients),
+                Kept::Input(x) => {
+                    let x = x.restore(self.model.dtype);
+                    let block = TiledBlock::new(self.model, index, self.inputs);
+                    block.backward(&x, above, self.leads_further(index), gradients)
+                }
             };
-            gradient = part.backward(above, gradients);
         }
         if self.trains_embedding
             && let Some(gradient) = add(gradient, by_boundary.remove(&0))
@@ -149,9 +158,13 @@ impl<'a> Forward<'a> {
         Pass::new(&self.model.parameters, self.model.dtype, tracked, token_keys)
     }
 
-    /// The input of part `index` needs a gradient when something below it is trained.
+    /// Whether something below part `index` is trained, so that its input needs a gradient.
+    fn leads_further(&self, index: usize) -> bool {
+        self.trains_embedding || index > self.lowest
+    }
+
     fn leaf(&self, x: Tensor<2>, index: usize) -> Tensor<2> {
-        if self.trains_embedding || index > self.lowest {
+        if self.leads_further(index) {
             x.autodiff().require_grad()
         } else {
             x

@@ -8,12 +8,41 @@ use crate::ops::adamw::{scale_in_place, sum_of_squares};
 use crate::parameters::ParameterId;
 
 /// Gradients by parameter, flat and in f32. A parameter that got none is absent.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Gradients {
     by_parameter: BTreeMap<ParameterId, Tensor<1>>,
+    scale: f64,
+}
+
+impl Default for Gradients {
+    fn default() -> Self {
+        Self::scaled(1.0)
+    }
 }
 
 impl Gradients {
+    /// None yet, of a loss times `scale`.
+    pub fn scaled(scale: f64) -> Self {
+        Self {
+            by_parameter: BTreeMap::new(),
+            scale,
+        }
+    }
+
+    /// What the loss is multiplied by: gradients of the loss by hidden states or log-probabilities, where backward passes
+    /// into these gradients begin, are multiplied by it too.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// Takes the scale off again.
+    pub fn unscale(&mut self) {
+        if self.scale != 1.0 {
+            self.multiply((1.0 / self.scale) as f32);
+            self.scale = 1.0;
+        }
+    }
+
     /// Adds to what is there.
     pub fn add(&mut self, id: ParameterId, gradient: Tensor<1>) {
         let sum = match self.by_parameter.remove(&id) {
@@ -47,11 +76,15 @@ impl Gradients {
     pub fn clip(&mut self, norm: f64, max_norm: f64) {
         let factor = max_norm / (norm + 1e-6);
         if factor < 1.0 {
-            let scaled = std::mem::take(&mut self.by_parameter);
-            self.by_parameter = scaled
-                .into_iter()
-                .map(|(id, gradient)| (id, scale_in_place(gradient, factor as f32)))
-                .collect();
+            self.multiply(factor as f32);
         }
+    }
+
+    fn multiply(&mut self, factor: f32) {
+        let gradients = std::mem::take(&mut self.by_parameter);
+        self.by_parameter = gradients
+            .into_iter()
+            .map(|(id, gradient)| (id, scale_in_place(gradient, factor)))
+            .collect();
     }
 }

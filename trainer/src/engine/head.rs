@@ -7,6 +7,7 @@ use super::gradients::Gradients;
 use super::pass::Pass;
 use crate::models::Model;
 use crate::ops::cross_entropy::{softmax_cross_entropy, target_log_probs};
+use crate::ops::linear::input_gradient;
 use crate::ops::seed::backward_from;
 
 /// Numbers a chunk of logits may hold: 64 MiB in f32.
@@ -49,7 +50,12 @@ impl Targets {
 }
 
 fn chunk_rows(model: &Model) -> usize {
-    (CHUNK_ELEMENTS / model.config.vocab_size).max(16)
+    chunk_rows_of(model.config.vocab_size)
+}
+
+/// Rows of logits that are made at a time, for a vocabulary of this size.
+pub fn chunk_rows_of(vocabulary: usize) -> usize {
+    (CHUNK_ELEMENTS / vocabulary).max(16)
 }
 
 fn rows(positions: &[u32], like: &Tensor<2>) -> Tensor<1, Int> {
@@ -106,10 +112,10 @@ pub fn log_probs_with_gradient(
             selected.grad_remove(&mut graph)
         } else {
             // Without anything to train the logits are overwritten by their own gradient.
-            let weight = model.plain_pass().matrix(model.head.weight);
+            let weight = model.plain_pass().weight(model.head.weight);
             let (chunk, gradient) = softmax_cross_entropy(model.logits(selected), tokens, &weights[range]);
             log_probs.extend(chunk);
-            Some(gradient.matmul(weight))
+            Some(input_gradient(gradient, &weight))
         };
         if let Some(gradient) = selected_gradient {
             hidden_gradient = hidden_gradient.select_assign(0, index, gradient, IndexingUpdateOp::Add);

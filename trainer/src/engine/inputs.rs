@@ -1,5 +1,6 @@
 //! A micro-batch on the device, without padding: sequences laid end to end.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -14,8 +15,10 @@ use crate::ops::rotary::RotaryTable;
 /// What every part reads besides its chain input.
 #[derive(Clone)]
 pub struct Inputs {
-    /// `[tokens]`.
+    /// The tokens on the device, `[tokens]`.
     pub input_ids: Tensor<1, Int>,
+    /// The same on the host.
+    pub token_ids: Arc<[u32]>,
     /// Where sequences begin: first 0, last `tokens`.
     pub boundaries: Arc<[usize]>,
     /// Rotations of queries and keys.
@@ -48,6 +51,7 @@ impl Inputs {
         let ids: Vec<i32> = input_ids.iter().map(|id| *id as i32).collect();
         Self {
             input_ids: Tensor::from_data(TensorData::new(ids, [input_ids.len()]), device),
+            token_ids: input_ids.into(),
             boundaries: boundaries.into(),
             rotary: rotary_table(config, position_ids, boundaries, rope_length, device),
             token_keys: None,
@@ -72,6 +76,26 @@ impl Inputs {
         self
     }
 
+    /// A run of tokens by itself, for what works token by token: it knows nothing of where sequences begin.
+    #[must_use]
+    pub fn tile(&self, tokens: Range<usize>) -> Self {
+        let narrow = |table: &Tensor<2>| table.clone().narrow(0, tokens.start, tokens.len());
+        Self {
+            input_ids: self.input_ids.clone().narrow(0, tokens.start, tokens.len()),
+            token_ids: self.token_ids[tokens.clone()].into(),
+            boundaries: [0, tokens.len()].into(),
+            rotary: RotaryTable {
+                cos: narrow(&self.rotary.cos),
+                sin: narrow(&self.rotary.sin),
+            },
+            token_keys: self.token_keys.as_ref().map(|keys| keys[tokens.clone()].into()),
+            languages: self
+                .languages
+                .as_ref()
+                .map(|languages| Arc::new(languages.tile(tokens))),
+        }
+    }
+
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.boundaries.last().copied().unwrap_or(0)
@@ -83,6 +107,7 @@ impl Inputs {
             boundaries: self.boundaries.clone(),
             window,
             scale,
+            softcap: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Which rows of a micro-batch belong to which language, for adapters that only some rows pass through.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
@@ -48,6 +49,28 @@ impl LanguageRows {
         Self {
             tokens: boundaries.last().copied().unwrap_or(0),
             languages: found,
+        }
+    }
+
+    /// The rows of a run of tokens, counted from its start.
+    pub fn tile(&self, tokens: Range<usize>) -> Self {
+        let (start, end) = (tokens.start as u32, tokens.end as u32);
+        let within = |known: &RowsOfLanguage| {
+            let rows: Vec<u32> = known
+                .rows
+                .iter()
+                .filter(|row| (start..end).contains(row))
+                .map(|row| row - start)
+                .collect();
+            (!rows.is_empty()).then(|| RowsOfLanguage {
+                language: known.language.clone(),
+                rows,
+                index: OnceLock::new(),
+            })
+        };
+        Self {
+            tokens: tokens.len(),
+            languages: self.languages.iter().filter_map(within).collect(),
         }
     }
 

@@ -7,6 +7,8 @@ pub mod forward;
 pub mod gradients;
 pub mod head;
 pub mod inputs;
+pub mod keeping;
 pub mod languages;
 pub mod pass;
 pub mod step;
+pub mod tiles;

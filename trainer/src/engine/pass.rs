@@ -7,7 +7,8 @@ use burn::tensor::{DType, Gradients as BurnGradients, Tensor};
 
 use super::gradients::Gradients;
 use crate::ops::dropout::Dropout;
-use crate::parameters::{ParameterId, Parameters};
+use crate::ops::weight::Weight;
+use crate::parameters::{ParameterId, Parameters, Stored};
 use crate::random::text_key;
 
 /// What a layer needs besides its input.
@@ -49,14 +50,17 @@ impl<'a> Pass<'a> {
         self.vector(id).reshape(shape)
     }
 
+    /// A parameter as the weight of a linear layer.
+    pub fn weight(&self, id: ParameterId) -> Weight {
+        match &self.parameters.get(id).value {
+            Stored::Dense(_) => Weight::Dense(self.matrix(id)),
+            Stored::Packed(weight) => Weight::Packed(weight.clone()),
+        }
+    }
+
     /// A parameter as a matrix in f32, detached: for values that no gradient flows through.
     pub fn detached_matrix(&self, id: ParameterId) -> Tensor<2> {
-        let parameter = self.parameters.get(id);
-        parameter
-            .value
-            .clone()
-            .reshape([parameter.shape[0], parameter.shape[1]])
-            .cast(DType::F32)
+        self.parameters.get(id).matrix()
     }
 
     /// The dropout of a module, when this pass drops anything.
@@ -72,9 +76,9 @@ impl<'a> Pass<'a> {
     fn leaf(&self, id: ParameterId) -> Tensor<1> {
         let parameter = self.parameters.get(id);
         if !(self.tracked && parameter.trainable) {
-            return parameter.value.clone();
+            return parameter.values();
         }
-        let leaf = parameter.value.clone().autodiff().require_grad();
+        let leaf = parameter.values().autodiff().require_grad();
         self.leaves.borrow_mut().push((id, leaf.clone()));
         leaf
     }

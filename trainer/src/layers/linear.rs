@@ -48,7 +48,7 @@ impl Linear {
         let output = if doras.is_empty() {
             let bias = self.bias.map(|bias| pass.vector(bias));
             let operands = whole.map(|(lora, rows)| lora.operands(&self.name, pass, rows));
-            linear(x.clone(), pass.matrix(self.weight), bias, operands)
+            linear(x.clone(), pass.weight(self.weight), bias, operands)
         } else {
             self.with_doras(&x, &doras, pass)
         };
@@ -82,7 +82,7 @@ impl Linear {
                 .zip(&others)
                 .for_each(|(position, row)| place[*row as usize] = position);
             let x = x.clone().select(0, row_index(&others, &x.device()));
-            pieces.push(linear(x, pass.matrix(self.weight), bias(), None));
+            pieces.push(linear(x, pass.weight(self.weight), bias(), None));
         }
         Tensor::cat(pieces, 0).select(0, row_index(&place, &x.device()))
     }

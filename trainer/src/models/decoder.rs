@@ -9,7 +9,7 @@ use crate::adapters::steering::Steering;
 use crate::engine::inputs::Inputs;
 use crate::engine::pass::Pass;
 use crate::layers::linear::Linear;
-use crate::ops::attention::{attention, attention_cached};
+use crate::ops::attention::{AttentionLayout, attention, attention_cached};
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::rotary::rotary;
 use crate::ops::swiglu::swiglu;
@@ -71,12 +71,83 @@ impl KeyValues {
     }
 }
 
+/// Queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]` of a block, rotated.
+#[derive(Clone, Debug)]
+pub struct Projected {
+    /// Queries.
+    pub q: Tensor<3>,
+    /// Keys.
+    pub k: Tensor<3>,
+    /// Values.
+    pub v: Tensor<3>,
+}
+
+impl Projected {
+    /// The attention's output `[tokens, heads * head_dim]`, each sequence by itself.
+    pub fn attend(self, layout: &AttentionLayout) -> Tensor<2> {
+        attention(self.q, self.k, self.v, layout)
+    }
+
+    /// The same for sequences that go on after what they have seen.
+    fn attend_after(self, seen: &mut [KeyValues], layout: &AttentionLayout) -> Tensor<2> {
+        let (mut keys, mut values, mut boundaries) = (Vec::new(), Vec::new(), vec![0]);
+        for (seen, range) in seen.iter_mut().zip(layout.boundaries.windows(2)) {
+            let (start, length) = (range[0], range[1] - range[0]);
+            let of_sequence = |x: &Tensor<3>| x.clone().narrow(0, start, length);
+            let (k, v) = seen.extend(of_sequence(&self.k), of_sequence(&self.v));
+            boundaries.push(boundaries[boundaries.len() - 1] + k.dims()[0]);
+            keys.push(k);
+            values.push(v);
+        }
+        let (keys, values) = (Tensor::cat(keys, 0), Tensor::cat(values, 0));
+        attention_cached(self.q, keys, values, &boundaries.into(), layout)
+    }
+}
+
 impl Block {
     /// x `[tokens, hidden]` to `[tokens, hidden]`. With `seen`, one for each sequence, the sequences go on after it.
     pub fn forward(&self, x: Tensor<2>, inputs: &Inputs, pass: &Pass, seen: Option<&mut [KeyValues]>) -> Tensor<2> {
+        let projected = self.project(x.clone(), inputs, pass);
+        let layout = self.attention(inputs);
+        let attended = match seen {
+            None => projected.attend(&layout),
+            Some(seen) => projected.attend_after(seen, &layout),
+        };
+        self.finish(x, attended, inputs, pass)
+    }
+
+    /// What stands before the attention, token by token: x `[tokens, hidden]` to queries, keys and values.
+    pub fn project(&self, x: Tensor<2>, inputs: &Inputs, pass: &Pass) -> Projected {
         let languages = inputs.languages.as_deref();
-        let attended = self.attend(x.clone(), inputs, pass, seen);
-        let h = x + attended;
+        let normed = rms_norm(x, pass.vector(self.input_layernorm), self.norm_epsilon);
+        let q = self.heads(
+            self.q_proj.forward_by_language(normed.clone(), pass, languages),
+            self.qk_norm.map(|norms| norms.0),
+            pass,
+        );
+        let k = self.heads(
+            self.k_proj.forward_by_language(normed.clone(), pass, languages),
+            self.qk_norm.map(|norms| norms.1),
+            pass,
+        );
+        let v = self.heads(self.v_proj.forward_by_language(normed, pass, languages), None, pass);
+        Projected {
+            q: rotary(q, &inputs.rotary),
+            k: rotary(k, &inputs.rotary),
+            v,
+        }
+    }
+
+    /// Which keys the queries of this block see.
+    pub fn attention(&self, inputs: &Inputs) -> AttentionLayout {
+        inputs.attention(self.window, (self.head_dim as f32).powf(-0.5))
+    }
+
+    /// What stands behind the attention, token by token: the block's input x and the attention's output
+    /// `[tokens, heads * head_dim]` to the block's output `[tokens, hidden]`.
+    pub fn finish(&self, x: Tensor<2>, attended: Tensor<2>, inputs: &Inputs, pass: &Pass) -> Tensor<2> {
+        let languages = inputs.languages.as_deref();
+        let h = x + self.o_proj.forward_by_language(attended, pass, languages);
         let norm = |x: Tensor<2>| rms_norm(x, pass.vector(self.post_attention_layernorm), self.norm_epsilon);
         let normed = norm(h.clone());
         let gated = swiglu(
@@ -99,44 +170,18 @@ impl Block {
         output
     }
 
-    fn attend(&self, x: Tensor<2>, inputs: &Inputs, pass: &Pass, seen: Option<&mut [KeyValues]>) -> Tensor<2> {
-        let languages = inputs.languages.as_deref();
-        let normed = rms_norm(x, pass.vector(self.input_layernorm), self.norm_epsilon);
-        let q = self.heads(
-            self.q_proj.forward_by_language(normed.clone(), pass, languages),
-            self.qk_norm.map(|norms| norms.0),
-            pass,
-        );
-        let k = self.heads(
-            self.k_proj.forward_by_language(normed.clone(), pass, languages),
-            self.qk_norm.map(|norms| norms.1),
-            pass,
-        );
-        let v = self.heads(self.v_proj.forward_by_language(normed, pass, languages), None, pass);
-        let (q, k) = (rotary(q, &inputs.rotary), rotary(k, &inputs.rotary));
-        let layout = inputs.attention(self.window, (self.head_dim as f32).powf(-0.5));
-        let output = match seen {
-            None => attention(q, k, v, &layout),
-            Some(seen) => {
-                let (mut keys, mut values, mut boundaries) = (Vec::new(), Vec::new(), vec![0]);
-                for (seen, range) in seen.iter_mut().zip(inputs.boundaries.windows(2)) {
-                    let (start, length) = (range[0], range[1] - range[0]);
-                    let (k, v) = (k.clone().narrow(0, start, length), v.clone().narrow(0, start, length));
-                    let (k, v) = seen.extend(k, v);
-                    boundaries.push(boundaries[boundaries.len() - 1] + k.dims()[0]);
-                    keys.push(k);
-                    values.push(v);
-                }
-                attention_cached(
-                    q,
-                    Tensor::cat(keys, 0),
-                    Tensor::cat(values, 0),
-                    &boundaries.into(),
-                    &layout,
-                )
-            }
-        };
-        self.o_proj.forward_by_language(output, pass, languages)
+    /// The parameters that [`Self::project`] reads.
+    pub fn projecting_parameters(&self) -> Vec<ParameterId> {
+        let head_norms = self.qk_norm.iter().flat_map(|(q, k)| [*q, *k]);
+        [self.input_layernorm]
+            .into_iter()
+            .chain(head_norms)
+            .chain(
+                [&self.q_proj, &self.k_proj, &self.v_proj]
+                    .into_iter()
+                    .flat_map(Linear::parameters),
+            )
+            .collect()
     }
 
     /// `[tokens, heads * head_dim]` to `[tokens, heads, head_dim]`, each head normed where the model does that.

@@ -3,5 +3,6 @@
 pub mod decoder;
 pub mod load;
 pub mod model;
+mod weights;
 
 pub use model::Model;

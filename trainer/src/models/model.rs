@@ -8,9 +8,11 @@ use interlingua_checkpoints::config::ModelConfig;
 use super::decoder::{Block, KeyValues};
 use crate::engine::inputs::Inputs;
 use crate::engine::pass::Pass;
+use crate::engine::tiles::TiledBlock;
 use crate::layers::linear::Linear;
 use crate::ops::rms_norm::rms_norm;
-use crate::parameters::{ParameterId, Parameters};
+use crate::ops::weight::{PackedWeight, Weight};
+use crate::parameters::{ParameterId, Parameters, Stored};
 
 /// A decoder-only model: embedding, blocks, final norm, head.
 #[derive(Clone, Debug)]
@@ -41,7 +43,10 @@ impl Model {
 
     /// The stem: `hidden_states.0`, `[tokens, hidden]`.
     pub fn embed(&self, inputs: &Inputs, pass: &Pass) -> Tensor<2> {
-        pass.matrix(self.embedding).select(0, inputs.input_ids.clone())
+        match pass.weight(self.embedding) {
+            Weight::Dense(embedding) => embedding.select(0, inputs.input_ids.clone()),
+            Weight::Packed(embedding) => embedding.rows(&inputs.token_ids, self.dtype),
+        }
     }
 
     /// The final norm, `[tokens, hidden]`: `hidden_states.L`.
@@ -53,8 +58,8 @@ impl Model {
     pub fn hidden_states(&self, inputs: &Inputs) -> Vec<Tensor<2>> {
         let pass = self.plain_pass();
         let mut states = vec![self.embed(inputs, &pass)];
-        for block in &self.blocks {
-            let next = block.forward(states[states.len() - 1].clone(), inputs, &pass, None);
+        for index in 0..self.blocks.len() {
+            let next = TiledBlock::new(self, index, inputs).forward(&states[index]);
             states.push(next);
         }
         if let Some(last) = states.pop() {
@@ -65,12 +70,14 @@ impl Model {
 
     /// The last hidden state after the final norm, `[tokens, hidden]`, without gradients. `seen` holds, block by block,
     /// one entry per sequence, and is extended.
-    pub fn last_hidden_state(&self, inputs: &Inputs, mut seen: Option<&mut [Vec<KeyValues>]>) -> Tensor<2> {
+    pub fn last_hidden_state(&self, inputs: &Inputs, seen: Option<&mut [Vec<KeyValues>]>) -> Tensor<2> {
+        let Some(seen) = seen else {
+            return self.hidden_state(inputs, self.blocks.len());
+        };
         let pass = self.plain_pass();
         let mut x = self.embed(inputs, &pass);
-        for (index, block) in self.blocks.iter().enumerate() {
-            let seen = seen.as_deref_mut().map(|seen| seen[index].as_mut_slice());
-            x = block.forward(x, inputs, &pass, seen);
+        for (block, seen) in self.blocks.iter().zip(seen) {
+            x = block.forward(x, inputs, &pass, Some(seen));
         }
         self.final_norm(x, &pass)
     }
@@ -82,15 +89,39 @@ impl Model {
 
     /// The hidden states of one boundary, `[tokens, hidden]`, without gradients; the parts above do not run.
     pub fn hidden_state(&self, inputs: &Inputs, boundary: usize) -> Tensor<2> {
-        let pass = Pass::new(&self.parameters, self.dtype, false, inputs.token_keys.clone());
-        let mut x = self.embed(inputs, &pass);
-        for block in self.blocks.iter().take(boundary) {
-            x = block.forward(x, inputs, &pass, None);
-        }
+        let x = self.output_of_blocks(inputs, boundary);
         if boundary == self.blocks.len() {
-            x = self.final_norm(x, &pass);
+            self.final_norm(x, &self.plain_pass())
+        } else {
+            x
         }
-        x
+    }
+
+    /// Asks for the weights of a block that are kept elsewhere; none where there is no such block.
+    pub fn bring(&self, index: usize) {
+        self.packed_weights(index).for_each(PackedWeight::bring);
+    }
+
+    /// Lets the weights of a block that are kept elsewhere go again.
+    pub fn let_go(&self, index: usize) {
+        self.packed_weights(index).for_each(PackedWeight::let_go);
+    }
+
+    fn packed_weights(&self, index: usize) -> impl Iterator<Item = &PackedWeight> {
+        let linears = self.blocks.get(index).map(Block::linears).into_iter().flatten();
+        linears.filter_map(|linear| match &self.parameters.get(linear.weight).value {
+            Stored::Packed(weight) => Some(weight),
+            Stored::Dense(_) => None,
+        })
+    }
+
+    /// What the first `count` blocks make of the embedding, `[tokens, hidden]`, without gradients or the final norm.
+    pub fn output_of_blocks(&self, inputs: &Inputs, count: usize) -> Tensor<2> {
+        let embedded = self.embed(inputs, &self.plain_pass());
+        (0..count).fold(embedded, |x, index| {
+            self.bring(index + 1);
+            TiledBlock::new(self, index, inputs).forward(&x)
+        })
     }
 
     /// The same model without the adapter that is trained; the weights are shared, not copied. Frozen adapters stay.

@@ -1,6 +1,9 @@
 //! One step of AdamW (Loshchilov and Hutter, 2019) in the order of torch.optim.AdamW, and the sums over gradients that
 //! an optimizer step needs. All tensors here are without a graph.
 
+#[cfg(feature = "cube")]
+mod cube;
+
 use burn::backend::Flex;
 use burn::tensor::{DType, Tensor};
 use multiversion::multiversion;
@@ -39,14 +42,14 @@ pub fn adamw_step<const D: usize>(
         && runs_on_flex(&gradient)
         && runs_on_flex(&first_moment)
         && runs_on_flex(&second_moment);
-    if !all_on_flex {
-        return adamw_step_reference(parameter, gradient, first_moment, second_moment, step);
-    }
     let shape = parameter.dims();
     let same = [gradient.dims(), first_moment.dims(), second_moment.dims()]
         .iter()
         .all(|other| *other == shape);
     assert!(same, "gradient and moments of a parameter of {shape:?}");
+    if !all_on_flex {
+        return adamw_step_elsewhere(parameter, gradient, first_moment, second_moment, step);
+    }
     let (mut parameter, gradient, mut first_moment, mut second_moment) = match (
         plain(parameter),
         plain(gradient),
@@ -83,24 +86,74 @@ pub fn adamw_step<const D: usize>(
     )
 }
 
+/// One step on a device other than the CPU.
+#[cfg(feature = "cube")]
+fn adamw_step_elsewhere<const D: usize>(
+    parameter: Tensor<D>,
+    gradient: Tensor<D>,
+    first_moment: Tensor<D>,
+    second_moment: Tensor<D>,
+    step: &AdamWStep,
+) -> (Tensor<D>, Tensor<D>, Tensor<D>) {
+    use super::cube::{plain, tensor};
+
+    let all = [&parameter, &gradient, &first_moment, &second_moment];
+    if !all
+        .iter()
+        .all(|tensor| tensor.dtype() == DType::F32 && super::runs_on_cube(*tensor) && !tensor.device().is_autodiff())
+    {
+        return adamw_step_reference(parameter, gradient, first_moment, second_moment, step);
+    }
+    match (
+        plain(parameter),
+        plain(gradient),
+        plain(first_moment),
+        plain(second_moment),
+    ) {
+        (Ok(parameter), Ok(gradient), Ok(first), Ok(second)) => {
+            let (parameter, first, second) = cube::step(parameter, gradient, first, second, Numbers::new(step));
+            (tensor(parameter), tensor(first), tensor(second))
+        }
+        (parameter, gradient, first, second) => {
+            let [parameter, gradient, first, second] =
+                [parameter, gradient, first, second].map(|each| each.map_or_else(|each| *each, tensor));
+            adamw_step_reference(parameter, gradient, first, second, step)
+        }
+    }
+}
+
+/// One step on a device other than the CPU.
+#[cfg(not(feature = "cube"))]
+fn adamw_step_elsewhere<const D: usize>(
+    parameter: Tensor<D>,
+    gradient: Tensor<D>,
+    first_moment: Tensor<D>,
+    second_moment: Tensor<D>,
+    step: &AdamWStep,
+) -> (Tensor<D>, Tensor<D>, Tensor<D>) {
+    adamw_step_reference(parameter, gradient, first_moment, second_moment, step)
+}
+
 /// The factors of one step, each computed in f64 and rounded once, as torch does.
 #[derive(Clone, Copy)]
-struct Numbers {
-    decay: f32,
-    first_weight: f32,
-    second_decay: f32,
-    second_weight: f32,
-    inverse_root_bias: f32,
-    epsilon: f32,
-    step_size: f32,
+pub(super) struct Numbers {
+    pub(super) decay: f32,
+    pub(super) first_decay: f32,
+    pub(super) first_weight: f32,
+    pub(super) second_decay: f32,
+    pub(super) second_weight: f32,
+    pub(super) inverse_root_bias: f32,
+    pub(super) epsilon: f32,
+    pub(super) step_size: f32,
 }
 
 impl Numbers {
-    fn new(step: &AdamWStep) -> Self {
+    pub(super) fn new(step: &AdamWStep) -> Self {
         let bias1 = 1.0 - step.beta1.powf(step.step as f64);
         let bias2 = 1.0 - step.beta2.powf(step.step as f64);
         Self {
             decay: (1.0 - step.learning_rate * step.weight_decay) as f32,
+            first_decay: step.beta1 as f32,
             first_weight: (1.0 - step.beta1) as f32,
             second_decay: step.beta2 as f32,
             second_weight: (1.0 - step.beta2) as f32,
@@ -116,11 +169,24 @@ impl Numbers {
 fn update(parameter: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32], numbers: Numbers) {
     let elements = parameter.iter_mut().zip(first).zip(second).zip(gradient);
     for (((parameter, first), second), gradient) in elements {
-        *first += (gradient - *first) * numbers.first_weight;
-        *second = *second * numbers.second_decay + gradient * gradient * numbers.second_weight;
-        let denominator = second.sqrt() * numbers.inverse_root_bias + numbers.epsilon;
-        *parameter = *parameter * numbers.decay - numbers.step_size * (*first / denominator);
+        (*first, *second) = update_one(parameter, *first, *second, *gradient, numbers);
     }
+}
+
+/// One step on one element: the new moments.
+#[inline(always)]
+pub(super) fn update_one(parameter: &mut f32, first: f32, second: f32, gradient: f32, numbers: Numbers) -> (f32, f32) {
+    let first = first + (gradient - first) * numbers.first_weight;
+    let second = second * numbers.second_decay + gradient * gradient * numbers.second_weight;
+    move_one(parameter, first, second, numbers);
+    (first, second)
+}
+
+/// Decays one element and moves it by its new moments.
+#[inline(always)]
+pub(super) fn move_one(parameter: &mut f32, first: f32, second: f32, numbers: Numbers) {
+    let denominator = second.sqrt() * numbers.inverse_root_bias + numbers.epsilon;
+    *parameter = *parameter * numbers.decay - numbers.step_size * (first / denominator);
 }
 
 /// The same in plain tensor operations.

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::runs_on_flex;
@@ -27,7 +27,36 @@ pub(super) fn dense(tensor: FlexTensor) -> FlexTensor {
 
 /// A tensor without a graph as the kernels take it, dense; or as it came, where no kernel does.
 pub(super) fn plain<const D: usize>(tensor: Tensor<D>) -> Result<FlexTensor, Box<Tensor<D>>> {
-    if !runs_on_flex(&tensor) || tensor.device().is_autodiff() {
+    if !runs_on_flex(&tensor) {
+        return Err(Box::new(tensor));
+    }
+    primitive(tensor)
+}
+
+/// The same for tensors of bf16.
+pub(super) fn plain_bf16<const D: usize>(tensor: Tensor<D>) -> Result<FlexTensor, Box<Tensor<D>>> {
+    if tensor.dtype() != DType::BF16 || tensor.device() != Device::flex() {
+        return Err(Box::new(tensor));
+    }
+    primitive(tensor)
+}
+
+/// The same for bytes.
+pub(super) fn plain_bytes(tensor: Tensor<1, Int>) -> Result<FlexTensor, Box<Tensor<1, Int>>> {
+    if tensor.dtype() != DType::U8 || tensor.device() != Device::flex() {
+        return Err(Box::new(tensor));
+    }
+    match tensor.clone().try_into_primitive::<Flex>() {
+        Ok(primitive) => {
+            drop(tensor);
+            Ok(dense(primitive))
+        }
+        Err(_) => Err(Box::new(tensor)),
+    }
+}
+
+fn primitive<const D: usize>(tensor: Tensor<D>) -> Result<FlexTensor, Box<Tensor<D>>> {
+    if tensor.device().is_autodiff() {
         return Err(Box::new(tensor));
     }
     match tensor.clone().try_into_primitive::<Flex>() {

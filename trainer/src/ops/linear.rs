@@ -4,18 +4,25 @@
 //! Shapes: x `[tokens, in]`, W `[out, in]` (Hugging Face's layout), A `[rank, in]`, B `[out, rank]`. The dense sum
 //! `W + s B A` and its gradient are never formed; the pass through the adapter accumulates into the output of the base.
 
+use std::sync::Arc;
+
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
+use interlingua_checkpoints::packed::Packed;
 
-use super::dropout::Dropout;
-use super::flex::{dense, tensor};
+use super::dequantize::packed_linear;
+use super::dropout::{Dropout, dropout};
+use super::flex::{dense, plain, tensor};
 use super::matrix::{Matrix, multiplied, multiply};
 use super::runs_on_flex;
+use super::weight::{self, OnDevice, Weight};
+
+pub use super::dropout::dropout_reference;
 
 /// A low-rank adapter of a linear layer.
 #[derive(Clone)]
@@ -30,32 +37,42 @@ pub struct LowRank {
     pub dropout: Option<Dropout>,
 }
 
-/// `x Wᵀ + bias + s · dropout(x) Aᵀ Bᵀ`, `[tokens, out]`. All operands share one dtype.
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, adapter: Option<LowRank>) -> Tensor<2> {
+/// `x Wᵀ + bias + s · dropout(x) Aᵀ Bᵀ`, `[tokens, out]`. All operands share one dtype; a packed weight is decoded here, and
+/// again in the backward pass.
+pub fn linear(x: Tensor<2>, weight: impl Into<Weight>, bias: Option<Tensor<1>>, adapter: Option<LowRank>) -> Tensor<2> {
+    let weight = weight.into();
     if !runs_on_flex(&x) {
-        return linear_reference(x, weight, bias, adapter);
+        return match weight.here(x.dtype()) {
+            OnDevice::Dense(weight) => linear_of_parts(x, weight, bias, adapter, dropout),
+            OnDevice::Packed(weight) => {
+                let output = packed_linear(x.clone(), &weight, bias);
+                adapted(output, x, adapter, dropout)
+            }
+        };
     }
+    let (weight, packed) = match weight {
+        Weight::Dense(weight) => (Some(weight), None),
+        Weight::Packed(weight) => match weight.on_host() {
+            Some(packed) => (None, Some(packed.clone())),
+            None => (Some(weight.dense(DType::F32)), None),
+        },
+    };
     let options = LinearOptions {
+        packed,
         has_bias: bias.is_some(),
         has_adapter: adapter.is_some(),
         scale: adapter.as_ref().map_or(0.0, |adapter| adapter.scale),
         dropout: adapter.as_ref().and_then(|adapter| adapter.dropout.clone()),
     };
     let x = x.into_dispatch();
-    // An operand that is absent is represented by the input; the flags above say so.
+    // An operand that is absent is represented by the input; the options above say so.
     let bias = bias.map_or_else(|| x.clone(), Tensor::into_dispatch);
     let (a, b) = match adapter {
         Some(LowRank { a, b, .. }) => (a.into_dispatch(), b.into_dispatch()),
         None => (x.clone(), x.clone()),
     };
-    Tensor::from_dispatch(<Dispatch as LinearOps>::linear_forward(
-        x,
-        weight.into_dispatch(),
-        bias,
-        a,
-        b,
-        options,
-    ))
+    let weight = weight.map_or_else(|| x.clone(), Tensor::into_dispatch);
+    Tensor::from_dispatch(<Dispatch as LinearOps>::linear_forward(x, weight, bias, a, b, options))
 }
 
 /// The same in plain tensor operations: the definition, and what runs on devices without a kernel.
@@ -65,31 +82,64 @@ pub fn linear_reference(
     bias: Option<Tensor<1>>,
     adapter: Option<LowRank>,
 ) -> Tensor<2> {
+    linear_of_parts(x, weight, bias, adapter, dropout_reference)
+}
+
+/// The products and sums one by one.
+fn linear_of_parts(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    adapter: Option<LowRank>,
+    drop_out: fn(Tensor<2>, &Dropout) -> Tensor<2>,
+) -> Tensor<2> {
     let mut output = x.clone().matmul(weight.transpose());
     if let Some(bias) = bias {
         output = output + bias.unsqueeze::<2>();
     }
-    if let Some(LowRank { a, b, scale, dropout }) = adapter {
-        let x = match dropout {
-            Some(dropout) => dropout_reference(x, &dropout),
-            None => x,
-        };
-        output = output + x.matmul(a.transpose()).matmul(b.transpose()) * scale;
-    }
-    output
+    adapted(output, x, adapter, drop_out)
 }
 
-/// `x * mask / (1 - p)`, `[tokens, features]`, in plain tensor operations.
-pub fn dropout_reference(x: Tensor<2>, dropout: &Dropout) -> Tensor<2> {
-    let [tokens, features] = x.dims();
-    let factors = TensorData::new(dropout.factors(features), [tokens, features]);
-    let factors = Tensor::<2>::from_data(factors, (&x.device().without_autodiff(), DType::F32)).cast(x.dtype());
-    x * factors
+/// The base's output with what the adapter adds.
+fn adapted(
+    output: Tensor<2>,
+    x: Tensor<2>,
+    adapter: Option<LowRank>,
+    drop_out: fn(Tensor<2>, &Dropout) -> Tensor<2>,
+) -> Tensor<2> {
+    let Some(LowRank { a, b, scale, dropout }) = adapter else {
+        return output;
+    };
+    let x = match dropout {
+        Some(dropout) => drop_out(x, &dropout),
+        None => x,
+    };
+    output + x.matmul(a.transpose()).matmul(b.transpose()) * scale
+}
+
+/// `g W`, `[tokens, in]`: what the gradient g `[tokens, out]` of the output makes of the input, without a graph.
+pub fn input_gradient(gradient: Tensor<2>, weight: &Weight) -> Tensor<2> {
+    let packed = match weight {
+        Weight::Packed(weight) if runs_on_flex(&gradient) => weight.on_host(),
+        _ => None,
+    };
+    let dtype = gradient.dtype();
+    match (packed, plain(gradient)) {
+        (Some(packed), Ok(gradient)) => {
+            let (view, tokens, _) = matrix(&gradient);
+            let values = weight::input_gradient(view, packed);
+            Tensor::from_primitive::<Flex>(tensor(values, [tokens, packed.shape()[1]]))
+        }
+        (_, Ok(gradient)) => Tensor::from_primitive::<Flex>(gradient).matmul(weight.dense(dtype)),
+        (_, Err(gradient)) => gradient.matmul(weight.dense(dtype)),
+    }
 }
 
 /// What the operation knows besides its tensors.
 #[derive(Clone, Debug)]
 pub struct LinearOptions {
+    /// The weight, where it is packed.
+    packed: Option<Arc<Packed>>,
     has_bias: bool,
     has_adapter: bool,
     scale: f32,
@@ -153,7 +203,7 @@ pub trait LinearBackward: LinearOps {
 #[derive(Clone, Debug)]
 pub struct Saved<B: Backend> {
     x: Option<FloatTensor<B>>,
-    weight: FloatTensor<B>,
+    weight: Option<FloatTensor<B>>,
     adapter: Option<(FloatTensor<B>, FloatTensor<B>)>,
     low: Option<FloatTensor<B>>,
 }
@@ -199,10 +249,18 @@ impl LinearBackward for Flex {
         b: FloatTensor<Self>,
         options: &LinearOptions,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        let (x, weight) = (dense(x), dense(weight));
+        // The weight of a packed layer is the input itself here.
+        let weight = options.packed.is_none().then(|| dense(weight));
+        let x = dense(x);
         let (x_view, tokens, _) = matrix(&x);
-        let (weight_view, features, _) = matrix(&weight);
-        let mut values = multiplied(x_view, weight_view.transposed(), 1.0);
+        let weight = weight.as_ref().map(|weight| matrix(weight).0);
+        let features = options.packed.as_ref().map_or(0, |packed| packed.shape()[0]);
+        let features = weight.map_or(features, |weight| weight.rows());
+        let mut values = match (&options.packed, weight) {
+            (Some(packed), _) => weight::product(x_view, packed),
+            (None, Some(weight)) => multiplied(x_view, weight.transposed(), 1.0),
+            (None, None) => Vec::new(),
+        };
         if options.has_bias {
             let bias = dense(bias);
             let bias = bias.storage::<f32>();
@@ -235,11 +293,17 @@ impl LinearBackward for Flex {
     ) -> LinearGradients<Self> {
         let gradient = dense(gradient);
         let (gradient_view, tokens, features) = matrix(&gradient);
-        let weight = dense(saved.weight);
-        let (weight_view, _, inputs) = matrix(&weight);
+        let weight = saved.weight.map(dense);
+        let weight = weight.as_ref().map(|weight| matrix(weight).0);
         let x = saved.x.map(dense);
+        let inputs = options.packed.as_ref().map_or(0, |packed| packed.shape()[1]);
+        let inputs = weight.map_or(inputs, |weight| weight.columns());
 
-        let mut input_gradient = wanted.input.then(|| multiplied(gradient_view, weight_view, 1.0));
+        let mut input_gradient = match (&options.packed, weight) {
+            (Some(packed), _) if wanted.input => Some(weight::input_gradient(gradient_view, packed)),
+            (None, Some(weight)) if wanted.input => Some(multiplied(gradient_view, weight, 1.0)),
+            _ => None,
+        };
         let (mut a_gradient, mut b_gradient) = (None, None);
         if let Some((a, b)) = saved.adapter {
             let (a, b) = (dense(a), dense(b));
@@ -306,6 +370,7 @@ impl<B: LinearBackward, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
                 let gradient = grads.consume::<B>(&ops.node);
                 let (saved, options) = ops.state;
                 let [x, weight, bias, a, b] = ops.parents;
+                let weight = weight.filter(|_| options.packed.is_none());
                 let bias = bias.filter(|_| options.has_bias);
                 let (a, b) = (a.filter(|_| options.has_adapter), b.filter(|_| options.has_adapter));
                 let wanted = Wanted {
@@ -324,7 +389,8 @@ impl<B: LinearBackward, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
                 }
             }
         }
-        let keeps_input = weight.is_tracked() || (options.has_adapter && (a.is_tracked() || b.is_tracked()));
+        let trains_weight = options.packed.is_none() && weight.is_tracked();
+        let keeps_input = trains_weight || (options.has_adapter && (a.is_tracked() || b.is_tracked()));
         let nodes = [x.node(), weight.node(), bias.node(), a.node(), b.node()];
         let prepared = LinearStep.prepare::<C>(nodes).compute_bound().stateful();
         let (x, weight, bias) = (x.into_primitive(), weight.into_primitive(), bias.into_primitive());
@@ -332,7 +398,7 @@ impl<B: LinearBackward, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
         match prepared {
             OpsKind::Tracked(prepared) => {
                 let kept_x = keeps_input.then(|| x.clone());
-                let kept_weight = weight.clone();
+                let kept_weight = options.packed.is_none().then(|| weight.clone());
                 let adapter = options.has_adapter.then(|| (a.clone(), b.clone()));
                 let (output, low) = B::linear_forward_keeping(x, weight, bias, a, b, &options);
                 let saved = Saved {
@@ -350,9 +416,10 @@ impl<B: LinearBackward, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Distribution};
+    use burn::tensor::{Device, Distribution, TensorData};
 
     use super::*;
+    use crate::ops::weight::PackedWeight;
 
     /// Output and gradients of x, W, bias, A, B under a random output gradient.
     fn run(
@@ -419,6 +486,45 @@ mod tests {
             for (kernel, reference) in kernel.into_iter().zip(reference) {
                 let difference = (kernel - reference.clone()).abs().max().into_scalar::<f32>();
                 assert!(difference <= 1e-4, "rank {rank}, full {full}: {difference}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_packed_weight_equals_its_decoded_self_in_output_and_gradients() {
+        let device = Device::flex();
+        let [tokens, inputs, outputs, rank] = [13, 37, 21, 3];
+        let keys: Arc<[u64]> = (0..tokens as u32)
+            .map(|position| Dropout::token_key(1, 2, 3, position))
+            .collect();
+        let dropout = Dropout {
+            token_keys: keys,
+            module_key: 9,
+            probability: 0.3,
+        };
+        let values: Vec<f32> = Tensor::<1>::random([outputs * inputs], Distribution::Default, &device)
+            .into_data()
+            .iter::<f32>()
+            .collect();
+        for packed in [
+            Packed::nf4(&values, [outputs, inputs], 64, true),
+            Packed::int8(&values, [outputs, inputs]),
+        ] {
+            let weight = PackedWeight::new(packed, &device);
+            let decoded = weight.dense(DType::F32);
+            let through = |weight: Weight| {
+                run(
+                    |x, _, bias, adapter| linear(x, weight.clone(), bias, adapter),
+                    [tokens, inputs, outputs, rank],
+                    Some(dropout.clone()),
+                    true,
+                )
+            };
+            let (found, expected) = (through(Weight::Packed(weight)), through(Weight::Dense(decoded)));
+            // Neither has a gradient of the weight, since that which `run` makes is not read.
+            assert_eq!((found.len(), expected.len()), (5, 5));
+            for (found, expected) in found.into_iter().zip(expected) {
+                assert!((found - expected).abs().max().into_scalar::<f32>() <= 1e-4);
             }
         }
     }

@@ -1,5 +1,8 @@
 //! A safe view over the `gemm` crate, the matrix multiplication that Burn's flex backend itself uses.
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
 use gemm::Parallelism;
 
 use super::flex::write_all;
@@ -24,6 +27,30 @@ impl<'a> Matrix<'a> {
             columns,
             row_stride: columns,
             column_stride: 1,
+        }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Some of the columns.
+    pub fn column_range(self, columns: Range<usize>) -> Self {
+        assert!(
+            columns.start <= columns.end && columns.end <= self.columns,
+            "no columns {columns:?}"
+        );
+        let start = (columns.start * self.column_stride).min(self.data.len());
+        Self {
+            data: &self.data[start..],
+            columns: columns.len(),
+            ..self
         }
     }
 
@@ -53,7 +80,35 @@ pub fn multiply(output: &mut [f32], left: Matrix, right: Matrix, factor: f32, ac
         right.columns
     );
     // SAFETY: `output` is borrowed exclusively and has the size of the product.
-    unsafe { product(output.as_mut_ptr(), left, right, factor, accumulate) };
+    unsafe { product(output.as_mut_ptr(), right.columns, left, right, factor, accumulate) };
+}
+
+/// Writes `left * right` into columns from `first` on of a row-major output with `columns` columns, added to what they hold
+/// when `accumulate`.
+///
+/// # Safety
+/// With `accumulate`, these columns are initialised.
+pub(super) unsafe fn multiply_columns(
+    output: &mut [MaybeUninit<f32>],
+    columns: usize,
+    first: usize,
+    left: Matrix,
+    right: Matrix,
+    accumulate: bool,
+) {
+    assert_eq!(output.len(), left.rows * columns, "output of {} x {columns}", left.rows);
+    assert!(first + right.columns <= columns, "columns of the output");
+    // SAFETY: the columns lie in `output`, which is borrowed exclusively; the caller vouches for what they hold.
+    unsafe {
+        product(
+            output.as_mut_ptr().cast::<f32>().add(first),
+            columns,
+            left,
+            right,
+            1.0,
+            accumulate,
+        )
+    };
 }
 
 /// `factor * left * right` as a new vector.
@@ -65,15 +120,15 @@ pub fn multiplied(left: Matrix, right: Matrix, factor: f32) -> Vec<f32> {
     // SAFETY: the product without accumulation writes every element of its output.
     unsafe {
         write_all(length, |values| {
-            product(values.as_mut_ptr().cast(), left, right, factor, false)
+            product(values.as_mut_ptr().cast(), right.columns, left, right, factor, false)
         })
     }
 }
 
 /// # Safety
-/// `output` points to `left.rows * right.columns` elements that nobody else reads or writes; with `accumulate` they are
-/// initialised.
-unsafe fn product(output: *mut f32, left: Matrix, right: Matrix, factor: f32, accumulate: bool) {
+/// `output` points to `left.rows` rows of `right.columns` elements, `stride` apart, that nobody else reads or writes; with
+/// `accumulate` they are initialised.
+unsafe fn product(output: *mut f32, stride: usize, left: Matrix, right: Matrix, factor: f32, accumulate: bool) {
     let (rows, inner, columns) = (left.rows, left.columns, right.columns);
     assert_eq!(inner, right.rows, "inner sizes");
     if rows == 0 || columns == 0 {
@@ -93,7 +148,7 @@ unsafe fn product(output: *mut f32, left: Matrix, right: Matrix, factor: f32, ac
             inner,
             output,
             1,
-            columns as isize,
+            stride as isize,
             accumulate,
             left.data.as_ptr(),
             left.column_stride as isize,

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Distribution, Tensor};
 
 /// Normal random numbers.
-pub(super) fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+pub(crate) fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
 }
 

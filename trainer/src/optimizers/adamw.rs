@@ -1,23 +1,22 @@
-//! AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2), with the numbers of
-//! `torch.optim.AdamW`.
+//! AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2): with the numbers of
+//! `torch.optim.AdamW` where moments are kept in f32, and of bitsandbytes' `AdamW8bit` where they have 8 bits.
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Tensor;
+use interlingua_recipes::Optimizer;
 
+use super::moments::{MomentFormat, Moments};
 use crate::engine::gradients::Gradients;
-use crate::ops::adamw::{AdamWStep, adamw_step};
+use crate::ops::adamw::AdamWStep;
 use crate::parameters::{ParameterId, Parameters};
 
-/// Moments of one parameter.
+/// The state of one parameter.
 #[derive(Clone, Debug)]
-pub struct Moments {
+pub struct State {
     /// How many updates it has had.
     pub step: u64,
-    /// Running mean of the gradient, flat.
-    pub first: Tensor<1>,
-    /// Running mean of its square, flat.
-    pub second: Tensor<1>,
+    /// Its moments.
+    pub moments: Moments,
 }
 
 /// The optimizer and its state.
@@ -29,19 +28,32 @@ pub struct AdamW {
     pub epsilon: f64,
     /// Decoupled decay, as a share of the learning rate.
     pub weight_decay: f64,
-    /// Moments by parameter; a parameter that never got a gradient has none.
-    pub moments: BTreeMap<ParameterId, Moments>,
+    /// In what format moments are kept.
+    pub format: MomentFormat,
+    /// State by parameter; a parameter that never got a gradient has none.
+    pub states: BTreeMap<ParameterId, State>,
 }
 
 impl AdamW {
+    /// That of a recipe, before its first step.
+    pub fn of(optimizer: &Optimizer) -> Self {
+        Self {
+            betas: optimizer.betas,
+            epsilon: optimizer.eps,
+            weight_decay: optimizer.weight_decay,
+            format: MomentFormat::of(optimizer),
+            states: BTreeMap::new(),
+        }
+    }
+
     /// Updates every parameter that got a gradient, and leaves the others alone: no moments, no decay.
     pub fn step(&mut self, parameters: &mut Parameters, gradients: &Gradients, learning_rate: f64) {
         for (id, gradient) in gradients.iter() {
-            let moments = self.moments.remove(&id).unwrap_or_else(|| Moments {
+            let state = self.states.remove(&id).unwrap_or_else(|| State {
                 step: 0,
-                first: gradient.zeros_like(),
-                second: gradient.zeros_like(),
+                moments: Moments::zeros(self.format, gradient.dims()[0], &gradient.device()),
             });
+            let step = state.step + 1;
             let settings = AdamWStep {
                 learning_rate,
                 beta1: self.betas[0],
@@ -52,20 +64,18 @@ impl AdamW {
                 } else {
                     0.0
                 },
-                step: moments.step + 1,
+                step,
             };
             let value = parameters.take_value(id);
-            let (value, first, second) = adamw_step(value, gradient.clone(), moments.first, moments.second, &settings);
+            let (value, moments) = state.moments.step(value, gradient.clone(), &settings);
             parameters.set_value(id, value);
-            self.moments.insert(
-                id,
-                Moments {
-                    step: moments.step + 1,
-                    first,
-                    second,
-                },
-            );
+            self.states.insert(id, State { step, moments });
         }
+    }
+
+    /// Bytes that the moments take.
+    pub fn bytes(&self) -> usize {
+        self.states.values().map(|state| state.moments.bytes()).sum()
     }
 }
 

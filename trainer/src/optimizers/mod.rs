@@ -1,4 +1,5 @@
 //! Optimizers and learning-rate schedules.
 
 pub mod adamw;
+pub mod moments;
 pub mod schedule;

@@ -119,10 +119,7 @@ fn add_means(
     sums: &mut BTreeMap<u16, (Vec<f64>, usize)>,
 ) {
     let (inputs, _) = inputs_and_targets(model, batch, languages);
-    let pass = model.plain_pass();
-    let embedded = model.embed(&inputs, &pass);
-    let blocks = model.blocks[..layer].iter();
-    let hidden = blocks.fold(embedded, |x, block| block.forward(x, &inputs, &pass, None));
+    let hidden = model.output_of_blocks(&inputs, layer);
     let size = model.config.hidden_size;
     let values: Vec<f32> = hidden.cast(DType::F32).into_data().iter::<f32>().collect();
     for sequence in batch.sequences.iter().filter(|sequence| sequence.length > 0) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use interlingua_checkpoints::atomic::write_atomically;
 use interlingua_data::order::Share;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::TrainError;
 
@@ -57,7 +57,8 @@ pub struct TrainRow {
     pub tokens: u64,
     /// All tokens.
     pub tokens_total: u64,
-    /// Global l2 norm of the gradients before clipping.
+    /// Global l2 norm of the gradients before clipping; not a number, `null` in the file, in a skipped step.
+    #[serde(deserialize_with = "null_as_nan")]
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
@@ -67,6 +68,12 @@ pub struct TrainRow {
     pub step_seconds: f64,
     /// Peak of our allocations so far, bytes.
     pub memory_bytes: u64,
+    /// What the loss was multiplied by, where gradients are computed in f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+    /// Steps of the run so far that changed nothing because gradients overflowed, this one included; in f16 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped_steps: Option<u64>,
     /// Rewards, where preferences are trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rewards: Option<Rewards>,
@@ -75,6 +82,11 @@ pub struct TrainRow {
     pub shares: BTreeMap<String, Share>,
     /// By language.
     pub by_language: BTreeMap<String, LanguageLoss>,
+}
+
+/// JSON has no word for what is not a number but `null`.
+fn null_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// One evaluation task at one step.
@@ -189,6 +201,14 @@ impl Metrics {
             },
             rows,
         ))
+    }
+
+    /// All rows that are in the file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self) -> Result<Vec<Row>, TrainError> {
+        read_rows(&self.path)
     }
 
     /// Appends one row, whole.

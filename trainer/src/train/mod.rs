@@ -5,7 +5,10 @@ pub mod batch_losses;
 pub mod checkpoint;
 pub mod closed_form;
 pub mod evaluate;
+pub mod loss_scale;
 pub mod main_loss;
+pub mod measurement;
+pub mod memory;
 pub mod merge;
 pub mod metrics;
 pub mod plan;
@@ -25,6 +28,7 @@ use interlingua_data::prepare::Progress;
 use interlingua_recipes::Recipe;
 
 use crate::error::TrainError;
+use crate::plan::Plan;
 use metrics::{EvalRow, TrainRow};
 use summary::Summary;
 
@@ -65,6 +69,8 @@ pub enum Event {
         /// How many there are.
         count: usize,
     },
+    /// What the run will take, before anything is loaded.
+    Planned(Box<Plan>),
     /// Everything is loaded; steps begin.
     Started(Started),
     /// A step is done.

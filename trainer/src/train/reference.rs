@@ -162,7 +162,7 @@ pub fn check(recipe: &Recipe, base: &Base) -> Result<Option<String>, TrainError>
 pub fn reference(recipe: &Recipe, base: &Base, model: &Model) -> Result<Model, TrainError> {
     let wanted = recipe.reference.clone().unwrap_or_default();
     let mut reference = if !wanted.model.is_empty() {
-        load_for_inference(&wanted.model, &[], recipe.model.dtype, recipe.model.device)?.0
+        load_for_inference(&wanted.model, &[], recipe.model.dtype, recipe.model.device, None)?.0
     } else if wanted.adapter() == ReferenceAdapter::Initial {
         model.clone()
     } else if recipe.adapter.init_from.is_some() && !recipe.adapter.modules_to_save.is_empty() {

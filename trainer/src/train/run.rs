@@ -4,17 +4,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use burn::tensor::DType;
 use interlingua_checkpoints::atomic::write_atomically;
 use interlingua_checkpoints::run_state;
 use interlingua_data::cache;
 use interlingua_data::prepare::{Prepared, prepare};
 use interlingua_data::report::Report;
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{AuxiliaryKind, Recipe, Recompute};
+use interlingua_recipes::{AuxiliaryKind, Recipe};
 
 use super::auxiliary::{AuxiliaryLoss, anchor};
 use super::checkpoint::{self, RunState};
-use super::evaluate::{Evaluator, improves};
+use super::evaluate::{Evaluator, Heldout, improves};
+use super::loss_scale::LossScale;
 use super::main_loss::MainLoss;
 use super::metrics::{EventRow, Metrics, Row, TrainRow};
 use super::plan::DataPlan;
@@ -23,8 +25,9 @@ use super::selection::Selection;
 use super::setup::Base;
 use super::step::{Accumulated, Losses, StepData, StepKey, not_finite};
 use super::summary::Summary;
-use super::{Event, Outcome, Started, StopFlag};
+use super::{Event, Outcome, Started, StopFlag, memory};
 use crate::device::{compiles_into, describe};
+use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
 use crate::export::write_results;
 use crate::memory::{peak_bytes_on, working_on};
@@ -48,7 +51,8 @@ struct Run<'a> {
     optimizer: AdamW,
     state: RunState,
     metrics: Metrics,
-    rows: Vec<Row>,
+    /// The step of the last evaluation.
+    evaluated: Option<u64>,
     start: Instant,
 }
 
@@ -87,21 +91,20 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         return Ok(Outcome::AlreadyFinished);
     }
 
+    let planner = memory::planner(recipe, &base, &data)?;
+    let memory_plan = planner.plan();
+    observe(Event::Planned(Box::new(memory_plan.clone())));
+    memory::cap(recipe);
     let selection = Selection::of(recipe)?;
     working_on(c"the weights of the model");
     let mut model = base.load(recipe, &selection, &data)?;
     let trained = selection.all(&model);
-    let optimizer = &recipe.optimizer;
-    let mut optimizer = AdamW {
-        betas: optimizer.betas,
-        epsilon: optimizer.eps,
-        weight_decay: optimizer.weight_decay,
-        moments: Default::default(),
-    };
+    let mut optimizer = AdamW::of(&recipe.optimizer);
     let evaluator = Evaluator::new(recipe, &tokenizer, &base.config)?;
     // Before a checkpoint is put in: the reference is the model as at step 0.
-    let mut losses = losses(recipe, &base, &model, &data)?;
-    let state = match &latest {
+    let keeping = memory::keeping(recipe, &planner);
+    let mut losses = losses(recipe, &base, &model, &data, keeping)?;
+    let mut state = match &latest {
         Some((step, path)) => {
             observe(Event::Note(format!(
                 "going on after step {step}, from {}",
@@ -111,6 +114,9 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         }
         None => RunState::default(),
     };
+    if model.dtype == DType::F16 {
+        state.loss_scale.get_or_insert_default();
+    }
 
     // From here on files are written.
     if saved.is_none() {
@@ -118,7 +124,13 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     }
     run_state::remove_partials(&recipe.output)?;
     write_atomically(&recipe.output.join("recipe.toml"), recipe.to_toml()?.as_bytes())?;
+    memory::write(&memory_plan, &recipe.output)?;
     let (metrics, rows) = Metrics::open(&recipe.output, state.step)?;
+    let evaluated = rows
+        .iter()
+        .filter(|row| matches!(row, Row::Eval(_)))
+        .map(Row::step)
+        .max();
     // The summary of an earlier end no longer holds.
     Summary::remove(&recipe.output)?;
     if recipe.reference.as_ref().is_some_and(|reference| reference.cache) {
@@ -138,7 +150,7 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         optimizer,
         state,
         metrics,
-        rows,
+        evaluated,
         start: Instant::now(),
     };
     run.go(&evaluator, stop, observe).map_err(TrainError::while_running)
@@ -182,7 +194,13 @@ fn check_output(recipe: &Recipe) -> Result<Option<Recipe>, TrainError> {
 }
 
 /// The losses of a recipe, for a model as at step 0.
-fn losses(recipe: &Recipe, base: &Base, model: &Model, data: &Prepared) -> Result<Losses, TrainError> {
+fn losses(
+    recipe: &Recipe,
+    base: &Base,
+    model: &Model,
+    data: &Prepared,
+    keeping: Keeping,
+) -> Result<Losses, TrainError> {
     let objective = &recipe.objective;
     let frozen = |needed: bool| {
         needed
@@ -210,7 +228,7 @@ fn losses(recipe: &Recipe, base: &Base, model: &Model, data: &Prepared) -> Resul
         auxiliary: AuxiliaryLoss::prepare(recipe, model, data)?,
         initial,
         anchor: anchor(recipe),
-        recompute: recipe.memory.recompute == Recompute::Block,
+        keeping,
     })
 }
 
@@ -256,16 +274,13 @@ impl Run<'_> {
             }
         }
         // A run that early stopping has ended, or that died while it was being finished, has this evaluation already.
-        let done = self.state.step;
-        if !self
-            .rows
-            .iter()
-            .any(|row| matches!(row, Row::Eval(row) if row.step == done))
-        {
+        if self.evaluated != Some(self.state.step) {
             self.evaluate(evaluator, observe)?;
         }
         self.save(observe)?;
-        let mut summary = Summary::of_rows(&self.rows, true, self.state.stopped_early);
+        // The rows of a long run are many, so they are read back rather than kept.
+        let rows = self.metrics.read()?;
+        let mut summary = Summary::of_rows(&rows, true, self.state.stopped_early);
         summary.shares = self.plan.shares_of_the_run(&self.data.train);
         let (recipe, base) = (self.recipe, &self.base);
         write_results(recipe, base, &self.model, &self.selection, &summary)?;
@@ -310,7 +325,7 @@ impl Run<'_> {
             step,
         };
         working_on(c"a step that compiles kernels");
-        rayon::scope(|_| self.losses.accumulate(&self.model, &self.data.train, &data, key))?;
+        rayon::scope(|_| self.losses.accumulate(&self.model, &self.data.train, &data, key, 1.0))?;
         observe(Event::Note(format!(
             "kernels are ready after {:.0} seconds",
             start.elapsed().as_secs_f64()
@@ -322,12 +337,6 @@ impl Run<'_> {
         self.metrics.time_before + self.start.elapsed().as_secs_f64()
     }
 
-    fn write(&mut self, row: Row) -> Result<(), TrainError> {
-        self.metrics.write(&row)?;
-        self.rows.push(row);
-        Ok(())
-    }
-
     /// One optimizer step.
     fn step(&mut self, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         let start = Instant::now();
@@ -336,6 +345,7 @@ impl Run<'_> {
         let data = self.plan.step(&self.data.train, &self.losses.auxiliary, step);
         working_on(c"a training step");
         // On the pool's own threads, so that its many small tasks need not wake this one.
+        let loss_scale = self.state.loss_scale.map(|loss_scale| loss_scale.scale);
         let (passed, grad_norm, rate) = rayon::scope(|_| self.compute(&data))?;
         self.state.step += 1;
 
@@ -352,37 +362,61 @@ impl Run<'_> {
             tokens_per_second: passed.tokens_total as f64 / seconds,
             step_seconds: seconds,
             memory_bytes: peak_bytes_on(&self.model.device),
+            loss_scale,
+            skipped_steps: self.state.loss_scale.map(|loss_scale| loss_scale.skipped_steps),
             rewards: passed.rewards,
             shares: self.plan.shares(step),
             by_language: passed.by_language,
         };
         observe(Event::Step(row.clone()));
-        self.write(Row::Train(row))
+        self.metrics.write(&Row::Train(row))
     }
 
     /// Forward and backward passes, clipping and update: the totals, the norm of the gradients before clipping, and the
-    /// learning rate.
+    /// learning rate. In f16, gradients that overflow change nothing but the loss scale.
     fn compute(&mut self, data: &StepData) -> Result<(Accumulated, f64, f64), TrainError> {
         let (recipe, step) = (self.recipe, self.state.step);
         let key = StepKey {
             seed: recipe.seed,
             step,
         };
-        let mut passed = self.losses.accumulate(&self.model, &self.data.train, data, key)?;
+        let (scale, skipped) = self
+            .state
+            .loss_scale
+            .map_or((1.0, 0), |loss_scale| (loss_scale.scale, loss_scale.skipped_steps));
+        let (model, train) = (&self.model, &self.data.train);
+        let mut passed = self.losses.accumulate(model, train, data, key, scale)?;
+        passed.gradients.unscale();
         let grad_norm = passed.gradients.norm();
+        // The schedule stands still in a skipped step, as in Transformers.
+        let rate = learning_rate(
+            &recipe.schedule,
+            recipe.optimizer.learning_rate,
+            step - skipped,
+            self.total_steps,
+        );
         if !grad_norm.is_finite() {
-            return Err(not_finite("gradient", &self.data.train, &data.main, step));
+            if self.state.loss_scale.as_mut().is_some_and(LossScale::back_off) {
+                return Ok((passed, f64::NAN, rate));
+            }
+            return Err(not_finite("gradient", train, &data.main, step));
+        }
+        if let Some(loss_scale) = &mut self.state.loss_scale {
+            loss_scale.keep();
         }
         if recipe.optimizer.max_grad_norm > 0.0 {
             passed.gradients.clip(grad_norm, recipe.optimizer.max_grad_norm);
         }
-        let rate = learning_rate(&recipe.schedule, recipe.optimizer.learning_rate, step, self.total_steps);
         self.optimizer.step(&mut self.model.parameters, &passed.gradients, rate);
         Ok((passed, grad_norm, rate))
     }
 
     fn evaluate(&mut self, evaluator: &Evaluator, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
-        let heldout = self.data.heldout.as_ref().map(|data| (data, &self.losses));
+        let heldout = self.data.heldout.as_ref().map(|data| Heldout {
+            data,
+            main: self.losses.main,
+            reference: self.losses.heldout_reference.as_ref(),
+        });
         let (model, tokenizer, step, time) = (&self.model, &self.tokenizer, self.state.step, self.time());
         working_on(c"an evaluation");
         let rows = rayon::scope(|_| evaluator.run(model, tokenizer, heldout, step, time))?;
@@ -391,8 +425,9 @@ impl Run<'_> {
         let value = rows.iter().find_map(|row| row.mean.get(metric.name()).copied());
         for row in rows {
             observe(Event::Evaluated(row.clone()));
-            self.write(Row::Eval(row))?;
+            self.metrics.write(&Row::Eval(row))?;
         }
+        self.evaluated = Some(step);
         let patience = self.recipe.train.early_stop.patience;
         if let Some(value) = value.filter(|_| patience > 0) {
             if improves(metric, value, self.state.best) {
@@ -409,7 +444,7 @@ impl Run<'_> {
                 );
                 observe(Event::Note(event.clone()));
                 let (step, time) = (self.state.step, self.time());
-                self.write(Row::Event(EventRow { step, time, event }))?;
+                self.metrics.write(&Row::Event(EventRow { step, time, event }))?;
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use crate::engine::forward::Forward;
 use crate::engine::gradients::Gradients;
 use crate::engine::head::{Targets, log_probs, log_probs_with_gradient};
 use crate::engine::inputs::{Inputs, RopeLength};
+use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
 use crate::models::Model;
 
@@ -37,8 +38,8 @@ pub struct Losses {
     pub initial: Option<Model>,
     /// The language that the others are tied to in groups.
     pub anchor: Option<String>,
-    /// Whether the backward pass makes the graphs of blocks again.
-    pub recompute: bool,
+    /// What forward passes keep for the backward pass.
+    pub keeping: Keeping,
 }
 
 /// The data of a step.
@@ -124,7 +125,8 @@ pub fn dropout_inputs(
 
 impl Losses {
     /// Runs all micro-batches of a step. Losses are normalised over the whole step: token losses by supervised tokens, pair
-    /// losses by pairs, contrastive ones by anchors.
+    /// losses by pairs, contrastive ones by anchors. `loss_scale`: what gradients are multiplied by where backward passes
+    /// begin; they come back with it.
     ///
     /// # Errors
     /// When the loss is not a finite number.
@@ -134,9 +136,10 @@ impl Losses {
         dataset: &Dataset,
         data: &StepData,
         key: StepKey,
+        loss_scale: f64,
     ) -> Result<Accumulated, TrainError> {
         let mut sum = Accumulated {
-            gradients: Gradients::default(),
+            gradients: Gradients::scaled(loss_scale),
             loss: 0.0,
             losses: BTreeMap::new(),
             tokens: 0,
@@ -154,7 +157,7 @@ impl Losses {
         for (auxiliary, units) in self.auxiliary.iter().zip(&data.auxiliary) {
             if !units.is_empty() {
                 let (initial, gradients) = (self.initial.as_ref(), &mut sum.gradients);
-                let terms = auxiliary.accumulate(model, initial, units, self.recompute, key, gradients);
+                let terms = auxiliary.accumulate(model, initial, units, self.keeping, key, gradients);
                 sum.losses.extend(terms);
             }
         }
@@ -239,7 +242,7 @@ impl Losses {
         if reads_head {
             wanted.push(last);
         }
-        let forward = Forward::run(model, inputs, &wanted, self.recompute);
+        let forward = Forward::run(model, inputs, &wanted, self.keeping);
         let early = (!self.main.is_linear() || on_batch.reads_options())
             .then(|| log_probs(model, forward.hidden(last), &targets.targets));
         if !on_batch.is_empty() {
@@ -270,9 +273,11 @@ impl Losses {
                     .main
                     .linear_weights(dataset, batch, &targets.targets, self.weight, totals),
             };
+            let scale = sum.gradients.scale() as f32;
             for (weight, position) in weights.iter_mut().zip(&targets.targets.positions) {
                 let sequence = sequence_of(batch, *position);
                 *weight -= feedback.by_sequence.get(sequence).copied().unwrap_or(0.0) as f32;
+                *weight *= scale;
             }
             let (hidden, token_keys) = (forward.hidden(last), inputs.token_keys.as_deref());
             let gradients = &mut sum.gradients;
@@ -284,6 +289,7 @@ impl Losses {
             at.push((last, gradient));
         }
         for (index, by_pooled) in std::mem::take(&mut feedback.by_pooled) {
+            let by_pooled = by_pooled * sum.gradients.scale();
             if let Some((numbers, layer)) = on_batch.middle_layer(index) {
                 at.push((layer, unpool(numbers, by_pooled, inputs, forward.hidden(layer))));
             }

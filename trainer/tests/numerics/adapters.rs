@@ -94,10 +94,7 @@ fn merged_weights_are_those_of_peft() {
                 .find(|linear| format!("{}.weight", linear.name) == path)
                 .unwrap();
             let parameter = model.parameters.get(linear.weight);
-            let base: Tensor<2> = parameter
-                .value
-                .clone()
-                .reshape([parameter.shape[0], parameter.shape[1]]);
+            let base: Tensor<2> = parameter.values().reshape([parameter.shape[0], parameter.shape[1]]);
             let merged = match &linear.adapters[0].adapter {
                 Adapter::Lora(lora) => base + lora.delta(&model.parameters),
                 Adapter::Dora(dora) => dora.merged(base, &model.parameters),

@@ -11,6 +11,7 @@ use interlingua_recipes::Recipe;
 use interlingua_trainer::engine::forward::Forward;
 use interlingua_trainer::engine::gradients::Gradients;
 use interlingua_trainer::engine::inputs::{Inputs, RopeLength};
+use interlingua_trainer::engine::keeping::Keeping;
 use interlingua_trainer::models::Model;
 use interlingua_trainer::objectives::lens::{Groups, Lens, Subspaces};
 use interlingua_trainer::train::auxiliary::AuxiliaryLoss;
@@ -20,7 +21,7 @@ use interlingua_trainer::train::step::{Accumulated, Losses, StepData, StepKey};
 use nalgebra::{DMatrix, DVector};
 use serde_json::Value;
 
-use crate::fixtures::{adapted, check_gradients, json, norm, rows, tensors, values};
+use crate::fixtures::{adapted, check_gradients, check_scaled, json, norm, rows, tensors, values};
 
 const LANGUAGES: [&str; 3] = ["en", "hi", "sw"];
 
@@ -93,7 +94,14 @@ fn step(model: &Model, recipe: &Recipe, auxiliary: &[TokenizedSample], main: &[T
     let plan = DataPlan::of(recipe, model.blocks.len(), &data).unwrap();
     let data_of_step = plan.step(&data.train, &losses.auxiliary, 0);
     let key = StepKey { seed: 1, step: 0 };
-    losses.accumulate(model, &data.train, &data_of_step, key).unwrap()
+    let of = |scale| {
+        losses
+            .accumulate(model, &data.train, &data_of_step, key, scale)
+            .unwrap()
+    };
+    let found = of(1.0);
+    check_scaled(model, &found, of(4096.0));
+    found
 }
 
 fn losses(model: &Model, recipe: &Recipe, data: &Prepared) -> Losses {
@@ -109,7 +117,7 @@ fn losses(model: &Model, recipe: &Recipe, data: &Prepared) -> Losses {
         auxiliary: AuxiliaryLoss::prepare(recipe, model, data).unwrap(),
         initial: Some(initial),
         anchor: Some("en".to_owned()),
-        recompute: false,
+        keeping: Keeping::default(),
     }
 }
 
@@ -346,7 +354,15 @@ fn lens() {
             }
         }
         let last = model.blocks.len();
-        let forward = Forward::run(&model, &inputs, &[last], true);
+        let forward = Forward::run(
+            &model,
+            &inputs,
+            &[last],
+            Keeping {
+                recompute: true,
+                ..Keeping::default()
+            },
+        );
         let before = initial.hidden_state(&inputs, last);
         let (terms, gradient) = loss.loss(forward.hidden(last), &before, &groups, prompts as u64, 1.0);
         let mut gradients = Gradients::default();
@@ -459,7 +475,7 @@ fn consistency_over_options() {
         auxiliary: Vec::new(),
     };
     let alone = alone
-        .accumulate(&model, &data, &data_of_step, StepKey { seed: 1, step: 0 })
+        .accumulate(&model, &data, &data_of_step, StepKey { seed: 1, step: 0 }, 1.0)
         .unwrap();
     close(with.losses["sft"], alone.loss, 1e-6, "right options");
     close(

@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use interlingua_trainer::engine::gradients::Gradients;
 use interlingua_trainer::engine::head::Targets;
 use interlingua_trainer::engine::inputs::{Inputs, RopeLength};
+use interlingua_trainer::engine::keeping::Keeping;
 use interlingua_trainer::engine::step::forward_backward;
 use interlingua_trainer::models::Model;
 use interlingua_trainer::models::decoder::KeyValues;
@@ -79,7 +80,7 @@ fn step(model: &Model, micro_batches: &[Vec<Sequence>]) -> (f64, Gradients) {
         let samples: Vec<u64> = sequences.iter().map(|sequence| sequence.sample).collect();
         let inputs = inputs.with_dropout(1, 2, &samples);
         let weights = vec![0.1; targets.len()];
-        let log_probs = forward_backward(model, &inputs, &targets, &weights, false, &mut gradients);
+        let log_probs = forward_backward(model, &inputs, &targets, &weights, Keeping::default(), &mut gradients);
         loss -= log_probs.into_iter().map(f64::from).sum::<f64>();
     }
     (loss, gradients)

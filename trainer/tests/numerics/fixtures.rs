@@ -11,9 +11,11 @@ use interlingua_trainer::adapters::attach::attach_folder;
 use interlingua_trainer::engine::gradients::Gradients;
 use interlingua_trainer::engine::head::Targets;
 use interlingua_trainer::engine::inputs::{Inputs, RopeLength};
+use interlingua_trainer::engine::keeping::Keeping;
 use interlingua_trainer::engine::step::forward_backward;
 use interlingua_trainer::models::Model;
-use interlingua_trainer::models::load::{Weights, load};
+use interlingua_trainer::models::load::{Storage, Weights, load};
+use interlingua_trainer::train::step::Accumulated;
 use serde_json::Value;
 
 /// The models that there are fixtures for.
@@ -62,9 +64,10 @@ pub(crate) fn model(name: &str, trainable: bool) -> Model {
     load(
         folder.config(),
         &Weights::Folder(&folder),
-        DType::F32,
-        &Device::flex(),
-        &|_| trainable,
+        &Storage {
+            trainable: &|_| trainable,
+            ..Storage::frozen(DType::F32, &Device::flex())
+        },
     )
     .unwrap()
 }
@@ -109,7 +112,17 @@ pub(crate) fn loss_and_gradients(
 ) -> (f64, Gradients) {
     let mut gradients = Gradients::default();
     let weights = vec![1.0 / targets.len() as f32; targets.len()];
-    let log_probs = forward_backward(model, inputs, targets, &weights, recompute, &mut gradients);
+    let log_probs = forward_backward(
+        model,
+        inputs,
+        targets,
+        &weights,
+        Keeping {
+            recompute,
+            ..Keeping::default()
+        },
+        &mut gradients,
+    );
     let sum: f64 = log_probs.iter().map(|log_prob| -f64::from(*log_prob)).sum();
     (sum / targets.len() as f64, gradients)
 }
@@ -135,6 +148,18 @@ pub(crate) fn gradient_bits(model: &Model, gradients: &Gradients) -> Vec<(String
         .iter()
         .map(|(id, gradient)| (model.parameters.get(id).name.clone(), bits(gradient)))
         .collect()
+}
+
+/// Fails unless a loss times 4,096 has the same value, and 4,096 times the gradients, to the bit: powers of two are exact.
+pub(crate) fn check_scaled(model: &Model, plain: &Accumulated, mut scaled: Accumulated) {
+    assert_eq!((plain.loss, &plain.losses), (scaled.loss, &scaled.losses));
+    let norm = plain.gradients.norm();
+    assert!((scaled.gradients.norm() / (4096.0 * norm) - 1.0).abs() < 1e-12 || norm == 0.0);
+    scaled.gradients.unscale();
+    assert_eq!(
+        gradient_bits(model, &plain.gradients),
+        gradient_bits(model, &scaled.gradients)
+    );
 }
 
 /// The l2 norm.

@@ -14,8 +14,10 @@ use interlingua_trainer::adapters::fresh::attach_new;
 use interlingua_trainer::engine::gradients::Gradients;
 use interlingua_trainer::engine::head::Targets;
 use interlingua_trainer::engine::inputs::{Inputs, RopeLength};
+use interlingua_trainer::engine::keeping::Keeping;
 use interlingua_trainer::engine::pass::Pass;
 use interlingua_trainer::engine::step::forward_backward;
+use interlingua_trainer::engine::tiles::TiledBlock;
 use interlingua_trainer::models::Model;
 use interlingua_trainer::random::{normal, text_key};
 use interlingua_trainer::train::closed_form;
@@ -58,7 +60,7 @@ fn disturb(model: &mut Model) {
     let trained: Vec<(String, Vec<f32>)> = model
         .parameters
         .trainable()
-        .map(|(_, parameter)| (parameter.name.clone(), host(&parameter.value)))
+        .map(|(_, parameter)| (parameter.name.clone(), host(&parameter.values())))
         .collect();
     for (name, values) in trained {
         let moved = values.iter().zip(random(&name, values.len()));
@@ -97,7 +99,7 @@ fn step(model: &Model, indices: &[usize]) -> (Vec<f32>, Gradients) {
     let (inputs, targets) = batch(model, indices);
     let mut gradients = Gradients::default();
     let weights = vec![0.1; targets.len()];
-    let log_probs = forward_backward(model, &inputs, &targets, &weights, false, &mut gradients);
+    let log_probs = forward_backward(model, &inputs, &targets, &weights, Keeping::default(), &mut gradients);
     (log_probs, gradients)
 }
 
@@ -134,7 +136,7 @@ fn each_language_of_a_batch_passes_through_its_own_copy() {
             };
             for name in &names {
                 let id = routed.parameters.find(&copy(name)).unwrap();
-                set(&mut alone, name, host(&routed.parameters.get(id).value));
+                set(&mut alone, name, host(&routed.parameters.get(id).values()));
             }
             let indices: Vec<usize> = (0..5).filter(|index| LANGUAGES[*index] == language).collect();
             let (expected, expected_gradients) = step(&alone, &indices);
@@ -153,6 +155,62 @@ fn each_language_of_a_batch_passes_through_its_own_copy() {
             1e-5,
             &format!("{kind:?}: no copy, the base alone"),
         );
+    }
+}
+
+/// What a block gives in tiles of a size, and the gradients below it by name.
+fn tiled(model: &Model, block: usize, inputs: &Inputs, size: usize) -> BTreeMap<String, Vec<f32>> {
+    let hidden = model.config.hidden_size;
+    let tokens = inputs.tokens();
+    let values = |name: &str| TensorData::new(random(name, tokens * hidden), [tokens, hidden]);
+    let x = Tensor::<2>::from_data(values("x"), &model.device);
+    let gradient = Tensor::<2>::from_data(values("gradient"), &model.device);
+    let tiles = TiledBlock::with_tiles(model, block, inputs, size);
+    let mut gradients = Gradients::default();
+    let mut found = BTreeMap::from([("output".to_owned(), host(&tiles.forward(&x)))]);
+    let by_input = tiles.backward(&x, gradient.clone(), true, &mut gradients).unwrap();
+    found.insert("input".to_owned(), host(&by_input));
+    for (id, gradient) in gradients.iter() {
+        found.insert(model.parameters.get(id).name.clone(), host(gradient));
+    }
+    // What is below does not change the gradients here.
+    let mut without = Gradients::default();
+    assert!(tiles.backward(&x, gradient, false, &mut without).is_none());
+    for (id, gradient) in gradients.iter() {
+        assert_near(
+            &host(without.get(id).unwrap()),
+            &host(gradient),
+            1e-6,
+            "the lowest block",
+        );
+    }
+    found
+}
+
+#[test]
+fn a_block_gives_the_same_in_tiles_of_any_size() {
+    for kind in KINDS {
+        let mut model = model("llama", false);
+        attach_new(&mut model, &recipe(kind), 3, None).unwrap();
+        for language in ["en", "sw"] {
+            attach_new(&mut model, &recipe(AdapterKind::Bottleneck), 3, Some(language)).unwrap();
+        }
+        disturb(&mut model);
+        let (inputs, _) = batch(&model, &[0, 1, 2, 3, 4]);
+        let whole = tiled(&model, 1, &inputs, usize::MAX);
+        assert!(whole.len() > 4, "{kind:?}");
+        for size in [1, 7, 20, 54] {
+            let tiles = tiled(&model, 1, &inputs, size);
+            assert_eq!(tiles.len(), whole.len(), "{kind:?}");
+            for (name, values) in &whole {
+                assert_near(
+                    &tiles[name],
+                    values,
+                    1e-5,
+                    &format!("{kind:?}, tiles of {size}, {name}"),
+                );
+            }
+        }
     }
 }
 
@@ -189,7 +247,7 @@ fn copies_start_equal_and_as_an_adapter_without_a_language_does() {
             model
                 .parameters
                 .trainable()
-                .map(|(_, parameter)| host(&parameter.value))
+                .map(|(_, parameter)| host(&parameter.values()))
                 .collect()
         };
         assert!(values(&one) == values(&copies), "{kind:?}");
@@ -218,7 +276,7 @@ fn stacked_and_merged() -> (Model, Model) {
         assert_eq!(linear.adapters.len(), 2, "{}", linear.name);
         let parameter = stacked.parameters.get(linear.weight);
         let shape = [parameter.shape[0], parameter.shape[1]];
-        let mut weight: Tensor<2> = parameter.value.clone().reshape(shape);
+        let mut weight: Tensor<2> = parameter.values().reshape(shape);
         for adapter in &linear.adapters {
             weight = weight + adapter.adapter.lora().delta(&stacked.parameters);
         }
@@ -458,7 +516,7 @@ fn a_vector_in_closed_form_is_the_difference_of_mean_states() {
             .parameters
             .find(&format!("model.layers.1.steering_vector.{language}"))
             .unwrap();
-        assert_near(&host(&steered.parameters.get(id).value), &expected, 1e-4, language);
+        assert_near(&host(&steered.parameters.get(id).values()), &expected, 1e-4, language);
     }
 
     let mut single = model("llama", false);

@@ -12,6 +12,7 @@ use super::step::StepKey;
 use crate::engine::forward::Forward;
 use crate::engine::gradients::Gradients;
 use crate::engine::inputs::Inputs;
+use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
 use crate::models::Model;
 use crate::objectives::lens::{Groups, Lens, Subspaces};
@@ -127,14 +128,14 @@ impl AuxiliaryLoss {
     }
 
     /// Forward and backward passes of a step's micro-batches of pairs, up to the loss's layer only. `initial`: the model
-    /// before training, for losses that keep close to it. Gradients are those of weight × loss. Returns the terms of the
-    /// loss by name.
+    /// before training, for losses that keep close to it. Gradients are those of weight × loss, times their scale. Returns
+    /// the terms of the loss by name.
     pub fn accumulate(
         &self,
         model: &Model,
         initial: Option<&Model>,
         units: &[PairUnit],
-        recompute: bool,
+        keeping: Keeping,
         key: StepKey,
         gradients: &mut Gradients,
     ) -> Vec<(String, f64)> {
@@ -143,7 +144,7 @@ impl AuxiliaryLoss {
         match &self.kind {
             Kind::MiddleLayer { loss, layer } => {
                 let contrasts: Vec<Contrast> = units.iter().map(|unit| source.contrast(unit)).collect();
-                let value = self.contrast_units(model, (loss, *layer), (&inputs, &contrasts), recompute, gradients);
+                let value = self.contrast_units(model, (loss, *layer), (&inputs, &contrasts), keeping, gradients);
                 vec![(self.name.clone(), value)]
             }
             Kind::WordAlignment { layer, stay_close } => {
@@ -159,9 +160,9 @@ impl AuxiliaryLoss {
                 let mut sums = [0.0; 2];
                 for (inputs, words) in inputs.iter().zip(&words) {
                     let before = without_dropout(initial.unwrap_or(model), inputs, *layer);
-                    let forward = Forward::run(model, inputs, &[*layer], recompute);
+                    let forward = Forward::run(model, inputs, &[*layer], keeping);
                     let states = forward.hidden(*layer);
-                    let weights = (self.weight, *stay_close);
+                    let weights = (self.weight * gradients.scale(), *stay_close);
                     let (terms, gradient) = word_alignment::loss(states, &before, words, totals, weights);
                     sums = [sums[0] + terms[0], sums[1] + terms[1]];
                     let gradient = gradient.cast(states.dtype());
@@ -179,9 +180,9 @@ impl AuxiliaryLoss {
                 let mut sums = [0.0; 3];
                 for (inputs, texts) in inputs.iter().zip(&texts) {
                     let before = without_dropout(initial.unwrap_or(model), inputs, *layer);
-                    let forward = Forward::run(model, inputs, &[*layer], recompute);
+                    let forward = Forward::run(model, inputs, &[*layer], keeping);
                     let states = forward.hidden(*layer);
-                    let (terms, gradient) = loss.loss(states, &before, texts, groups, self.weight);
+                    let (terms, gradient) = loss.loss(states, &before, texts, groups, self.weight * gradients.scale());
                     (0..3).for_each(|term| sums[term] += terms[term]);
                     let gradient = gradient.cast(states.dtype());
                     forward.backward(vec![(*layer, gradient)], gradients);
@@ -203,7 +204,7 @@ impl AuxiliaryLoss {
         model: &Model,
         (loss, layer): (&MiddleLayer, usize),
         (inputs, contrasts): (&[Inputs], &[Contrast]),
-        recompute: bool,
+        keeping: Keeping,
         gradients: &mut Gradients,
     ) -> f64 {
         let anchors: usize = contrasts.iter().map(|contrast| contrast.pairs.len()).sum();
@@ -220,7 +221,7 @@ impl AuxiliaryLoss {
             prepared = pieces;
         }
         for (index, (inputs, contrast)) in inputs.iter().zip(contrasts).enumerate() {
-            let forward = Forward::run(model, inputs, &[layer], recompute);
+            let forward = Forward::run(model, inputs, &[layer], keeping);
             let states = forward.hidden(layer);
             let by_pooled = match prepared.get(index) {
                 Some(gradient) => gradient.clone(),
@@ -230,7 +231,8 @@ impl AuxiliaryLoss {
                     gradient
                 }
             };
-            let gradient = unpool(loss, by_pooled * (share * self.weight), inputs, states);
+            let factor = share * self.weight * gradients.scale();
+            let gradient = unpool(loss, by_pooled * factor, inputs, states);
             forward.backward(vec![(layer, gradient)], gradients);
         }
         sum * share

@@ -1,0 +1,367 @@
+//! The moments of a run at which memory is highest, and the parts at each.
+
+use interlingua_checkpoints::config::ModelConfig;
+use interlingua_recipes::Offload;
+
+use super::block::{Graph, Sizes, graph};
+use super::settings::{DeviceKind, Settings};
+use super::shapes::Shapes;
+use super::weights::{self, F32};
+use super::{DeviceMemory, HostMemory};
+use crate::engine::head::chunk_rows_of;
+use crate::optimizers::moments::MomentFormat;
+
+/// Buffers of a thread that computes: the second-level cache, which the matrix multiplication packs into, and a tile of
+/// attention scores with its gradients.
+const THREAD: u64 = (2 << 20) + (192 << 10);
+/// Numbers of a column that the matrix multiplication packs at a time, and the most that it packs.
+const PACKED_COLUMN: u64 = 512;
+const PACKED_MOST: u64 = 64 << 20;
+/// Bytes of the tile that a weight is decoded into on a CPU, at most.
+const DECODED: u64 = 8 << 20;
+/// Bytes of a token in a micro-batch and its targets: ids, labels and positions, twice, a key of dropout, and targets.
+const BATCH_TOKEN: u64 = 45;
+
+/// What a moment holds beside weights, moments of the optimizer and buffers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moment {
+    gradients: u64,
+    block_inputs: u64,
+    activations: u64,
+    logits: u64,
+    other: u64,
+}
+
+impl Moment {
+    fn total(&self) -> u64 {
+        self.gradients + self.block_inputs + self.activations + self.logits + self.other
+    }
+}
+
+/// Memory by part under these settings.
+pub fn memory(config: &ModelConfig, shapes: &Shapes, settings: &Settings) -> (DeviceMemory, HostMemory) {
+    let step = Step::new(config, shapes, settings);
+    let weights = weights::base(shapes, settings);
+    let adapter: u64 = shapes.adapter.iter().map(|elements| F32 * elements).sum();
+    // A copy of the model shares what is frozen, and keeps what is trained as it was.
+    let copies = settings.initial_copies * F32 * shapes.trained_elements();
+    let optimizer = weights::optimizer(shapes, settings);
+    let workspace = step.workspace(weights.decoded);
+    let mut device = DeviceMemory {
+        weights: weights.device + settings.other_weights + copies,
+        adapter,
+        optimizer,
+        workspace,
+        ..DeviceMemory::default()
+    };
+    let mut highest = 0;
+    for moment in step.moments() {
+        highest = highest.max(moment.total());
+        device.gradients = device.gradients.max(moment.gradients);
+        device.block_inputs = device.block_inputs.max(moment.block_inputs);
+        device.activations = device.activations.max(moment.activations);
+        device.logits = device.logits.max(moment.logits);
+    }
+    device.total = device.weights + adapter + optimizer + workspace + highest;
+    let mut host = HostMemory {
+        data: settings.held,
+        block_inputs: step.host_block_inputs(),
+        weights: weights.host,
+        total: 0,
+    };
+    host.total = host.data + host.block_inputs + host.weights;
+    (device, host)
+}
+
+/// A step under its settings.
+struct Step<'a> {
+    config: &'a ModelConfig,
+    shapes: &'a Shapes,
+    settings: &'a Settings,
+    sizes: Sizes,
+    graphs: Vec<Graph>,
+    lowest: usize,
+}
+
+impl<'a> Step<'a> {
+    fn new(config: &'a ModelConfig, shapes: &'a Shapes, settings: &'a Settings) -> Self {
+        let lowest = shapes.lowest();
+        let blocks = shapes.blocks.iter().enumerate();
+        let graphs = blocks.map(|(index, block)| {
+            if index < lowest {
+                Graph::default()
+            } else {
+                graph(config, block, settings, shapes.trains_embedding || index > lowest)
+            }
+        });
+        Self {
+            config,
+            shapes,
+            settings,
+            sizes: Sizes::of(config),
+            graphs: graphs.collect(),
+            lowest,
+        }
+    }
+
+    /// Bytes of so many numbers per token, for these tokens.
+    fn states(&self, tokens: u64, numbers: u64) -> u64 {
+        tokens * numbers * self.settings.number
+    }
+
+    fn graph_bytes(&self, tokens: u64, block: usize) -> u64 {
+        self.states(tokens, self.graphs[block].kept()) + F32 * tokens * self.graphs[block].kept_f32
+    }
+
+    /// The inputs of blocks from the lowest one to before `end`.
+    fn block_inputs(&self, tokens: u64, end: usize) -> u64 {
+        let number = if self.settings.recompute {
+            self.settings.block_input_number
+        } else {
+            self.settings.number
+        };
+        let count = end.saturating_sub(self.lowest) as u64;
+        count * tokens * self.sizes.hidden * number
+    }
+
+    /// Whether block inputs live in host memory.
+    fn offloads(&self) -> bool {
+        self.settings.recompute
+            && self.settings.offload == Offload::Activations
+            && self.settings.device == DeviceKind::Cuda
+    }
+
+    fn host_block_inputs(&self) -> u64 {
+        if self.offloads() {
+            self.block_inputs(self.settings.tokens(), self.graphs.len())
+        } else {
+            0
+        }
+    }
+
+    /// The block inputs that lie on the device; of those in host memory, the one that computes and the next.
+    fn device_block_inputs(&self, tokens: u64, end: usize) -> u64 {
+        let all = self.block_inputs(tokens, end);
+        if self.offloads() {
+            all.min(self.block_inputs(tokens, self.lowest + 2))
+        } else {
+            all
+        }
+    }
+
+    /// Buffers of operations, and what all micro-batches of a step read: tokens, targets and rotations.
+    fn workspace(&self, decoded: u64) -> u64 {
+        let settings = self.settings;
+        let rotations = F32 * self.config.head_dim as u64;
+        let all_tokens = settings.tokens() * settings.accumulation as u64;
+        match settings.device {
+            DeviceKind::Cpu => {
+                let columns = self.columns().max(self.largest_trained_rows());
+                let packed_columns = PACKED_COLUMN * F32 * columns;
+                settings.threads * THREAD
+                    + packed_columns.min(PACKED_MOST)
+                    + (F32 * decoded).min(DECODED)
+                    + self.row_norms()
+                    + all_tokens.min(settings.all_tokens) * (rotations + BATCH_TOKEN)
+            }
+            DeviceKind::Cuda => settings.number * decoded + all_tokens * (rotations + F32) + self.row_norms(),
+        }
+    }
+
+    /// Tokens of a matrix product, at most.
+    fn columns(&self) -> u64 {
+        let tokens = self.settings.tokens();
+        if self.settings.recompute {
+            tokens.min(self.settings.tile())
+        } else {
+            tokens
+        }
+    }
+
+    /// What the row norms of a DoRA's weight take: its squares in f32.
+    fn row_norms(&self) -> u64 {
+        let linears = self.shapes.blocks.iter().flat_map(|block| block.linears);
+        let elements = linears.map(|linear| (linear.inputs * linear.outputs) as u64).max();
+        if self.settings.dora {
+            F32 * elements.unwrap_or(0)
+        } else {
+            0
+        }
+    }
+
+    /// Rows of the largest weight that gradients are computed of.
+    fn largest_trained_rows(&self) -> u64 {
+        let trained = self.shapes.base.iter().filter(|parameter| parameter.trained);
+        let rows = trained
+            .filter(|parameter| parameter.shape[0] > 1)
+            .map(|parameter| parameter.shape[0] as u64);
+        rows.max().unwrap_or(0)
+    }
+
+    fn moments(&self) -> Vec<Moment> {
+        let settings = self.settings;
+        let all_gradients = F32 * self.shapes.trained_elements();
+        // The gradients of micro-batches before this one.
+        let before = if settings.accumulation > 1 { all_gradients } else { 0 };
+        let mut moments = vec![Moment {
+            gradients: all_gradients,
+            ..Moment::default()
+        }];
+        moments.extend(self.evaluation());
+        if settings.checkpoints {
+            moments.push(self.checkpoint());
+        }
+        moments.extend(self.head(settings.tokens(), before));
+        moments.extend(self.backward(settings.tokens(), before, self.graphs.len()));
+        if settings.auxiliary_tokens > 0 {
+            let tokens = settings.auxiliary_tokens as u64;
+            moments.extend(self.backward(tokens, all_gradients, settings.auxiliary_blocks));
+        }
+        if self.shapes.trains_embedding {
+            moments.push(self.embedding(all_gradients));
+        }
+        moments
+    }
+
+    /// A reference at work, and the head: all that was kept, the last hidden state with its gradient, and a chunk of logits.
+    fn head(&self, tokens: u64, before: u64) -> [Moment; 2] {
+        let blocks = self.graphs.len();
+        let kept = if self.settings.recompute {
+            0
+        } else {
+            (self.lowest..blocks).map(|block| self.graph_bytes(tokens, block)).sum()
+        };
+        let (logits, trained) = self.logits(tokens);
+        // The input of the final norm and its output; the gradient of that.
+        let states = self.states(tokens, 2 * self.sizes.hidden);
+        let hidden_gradient = self.states(tokens, self.sizes.hidden);
+        let reference = Moment {
+            gradients: before,
+            block_inputs: self.device_block_inputs(tokens, blocks),
+            activations: kept
+                + states
+                + if self.settings.reference {
+                    self.forward(tokens)
+                } else {
+                    0
+                },
+            ..Moment::default()
+        };
+        let own = Moment {
+            gradients: before + trained,
+            activations: kept + states + hidden_gradient,
+            logits,
+            ..reference
+        };
+        [reference, own]
+    }
+
+    /// A chunk of logits at its highest moment, and the gradient of the head's own weight.
+    fn logits(&self, tokens: u64) -> (u64, u64) {
+        let (vocabulary, hidden) = (self.config.vocab_size as u64, self.sizes.hidden);
+        let rows = (chunk_rows_of(self.config.vocab_size) as u64).min(tokens);
+        let logits = rows * vocabulary * F32;
+        let states = self.states(rows, 2 * hidden);
+        let has_graph = self.shapes.head.trains();
+        let gradient = if self.shapes.head.trained {
+            F32 * vocabulary * hidden
+        } else {
+            0
+        };
+        match self.settings.device {
+            DeviceKind::Cpu if has_graph => ((2 * logits).max(logits + gradient) - gradient + states, gradient),
+            DeviceKind::Cpu => (logits + states, 0),
+            // The logits in the format of the computation, and their gradient in f32 and in that format.
+            DeviceKind::Cuda => (2 * rows * vocabulary * self.settings.number + logits + states, gradient),
+        }
+    }
+
+    /// The backward pass at each block, from the highest down: what is kept of the blocks below it, its own graph and what the
+    /// backward pass adds. Gradients of its weights are added to those of earlier micro-batches when it is done.
+    fn backward(&self, tokens: u64, before: u64, last: usize) -> Vec<Moment> {
+        let mut done = 0;
+        let hidden = self.states(tokens, self.sizes.hidden);
+        let blocks = (self.lowest..last).rev().map(|block| {
+            let own = F32 * self.shapes.blocks[block].trained_elements;
+            let graph = self.graphs[block];
+            let activations = if self.settings.recompute {
+                let again = self.sizes.backward_again(&graph, tokens, self.settings.tile());
+                self.settings.number * again + F32 * tokens * graph.kept_f32 + self.block_input_copy(tokens)
+            } else {
+                let kept: u64 = (self.lowest..=block).map(|block| self.graph_bytes(tokens, block)).sum();
+                kept + self.states(tokens, graph.backward)
+            };
+            let gradients = before.max(done) + own;
+            done += own;
+            Moment {
+                gradients,
+                block_inputs: self.device_block_inputs(tokens, block + 1),
+                // The last hidden state stays until the end of the pass.
+                activations: activations + hidden,
+                logits: 0,
+                other: 0,
+            }
+        });
+        blocks.collect()
+    }
+
+    /// A block's input in the format of the computation, where it is kept in another or elsewhere.
+    fn block_input_copy(&self, tokens: u64) -> u64 {
+        if self.offloads() || self.settings.block_input_number != self.settings.number {
+            self.states(tokens, self.sizes.hidden)
+        } else {
+            0
+        }
+    }
+
+    /// The gradient of the embedding, made in full before it is added to that of the head or of earlier micro-batches.
+    fn embedding(&self, all_gradients: u64) -> Moment {
+        let own = F32 * self.config.vocab_size as u64 * self.sizes.hidden;
+        let settings = self.settings;
+        let is_first = settings.accumulation == 1 && !self.config.tie_word_embeddings;
+        Moment {
+            gradients: if is_first { all_gradients } else { all_gradients + own },
+            activations: self.states(settings.tokens(), 2 * self.sizes.hidden),
+            ..Moment::default()
+        }
+    }
+
+    /// The highest moment of a forward pass without a graph: a block at work, and its input.
+    fn forward(&self, tokens: u64) -> u64 {
+        self.states(tokens, self.sizes.hidden) + self.settings.number * self.sizes.forward(tokens, self.settings.tile())
+    }
+
+    /// A forward pass without a graph over a batch of an evaluation, and its logits.
+    fn evaluation(&self) -> [Moment; 2] {
+        let tokens = self.settings.evaluation_tokens as u64;
+        [
+            Moment {
+                activations: self.forward(tokens),
+                ..Moment::default()
+            },
+            Moment {
+                activations: self.states(tokens, self.sizes.hidden),
+                logits: self.logits(tokens).0,
+                ..Moment::default()
+            },
+        ]
+    }
+
+    /// A tensor on its way into a checkpoint: its values as bytes, as numbers, and as bytes of the file. Codes of moments are
+    /// written together.
+    fn checkpoint(&self) -> Moment {
+        let largest = self.shapes.trained().max().unwrap_or(0);
+        let codes = match self.settings.moments {
+            MomentFormat::EightBits => 2 * self.shapes.trained_elements(),
+            MomentFormat::F32 | MomentFormat::Bf16 => 0,
+        };
+        match self.settings.device {
+            DeviceKind::Cpu => Moment {
+                other: 3 * F32 * largest + codes,
+                ..Moment::default()
+            },
+            // That is in host memory.
+            DeviceKind::Cuda => Moment::default(),
+        }
+    }
+}
