@@ -105,7 +105,7 @@ impl Base {
         quantization: Option<Quantization>,
     ) -> Result<Model, TrainError> {
         let device = device(recipe.model.device)?;
-        let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device);
+        let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device)?;
         let storage = Storage {
             quantization,
             ..Storage::frozen(dtype, &device)
