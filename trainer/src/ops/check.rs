@@ -35,7 +35,14 @@ impl KernelCheck {
 /// Runs every kernel of a device over odd shapes and compares output and gradients with the references, which run on
 /// the CPU in f32 on the same inputs. A kernel that panics is reported as one that differs infinitely.
 pub fn kernel_checks(device: &Device) -> Vec<KernelCheck> {
-    let mut report = Report { checks: Vec::new() };
+    let mut checks = Vec::new();
+    for_each_kernel_check(device, &mut |check| checks.push(check));
+    checks
+}
+
+/// [`kernel_checks`] one by one, as they are done: the first use of a kernel compiles it, which may take seconds.
+pub fn for_each_kernel_check(device: &Device, found: &mut dyn FnMut(KernelCheck)) {
+    let mut report = Report { found };
     let device = device.clone().without_autodiff();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         if device.supports_dtype(dtype) {
@@ -44,11 +51,10 @@ pub fn kernel_checks(device: &Device) -> Vec<KernelCheck> {
                 dtype,
             };
             simple::run(&place, &mut report);
-            packed::run(&place, &mut report);
             attention::run(&place, &mut report);
+            packed::run(&place, &mut report);
         }
     }
-    report.checks
 }
 
 /// Where the kernels under test run.
@@ -102,21 +108,21 @@ impl Place {
     }
 }
 
-/// The checks so far.
-struct Report {
-    checks: Vec<KernelCheck>,
+/// Where checks go.
+struct Report<'a> {
+    found: &'a mut dyn FnMut(KernelCheck),
 }
 
 /// What a case found: what was compared, and the difference.
 type Differences = Vec<(&'static str, f64)>;
 
-impl Report {
+impl Report<'_> {
     /// Runs one case; `case` says its shape.
     fn run(&mut self, name: &'static str, case: &str, place: &Place, compare: impl FnOnce() -> Differences) {
         let failed = vec![("failed", f64::INFINITY)];
         let differences = catch_unwind(AssertUnwindSafe(compare)).unwrap_or(failed);
         for (what, max_difference) in differences {
-            self.checks.push(KernelCheck {
+            (self.found)(KernelCheck {
                 name,
                 case: format!("{case}, {}: {what}", place.type_name()),
                 max_difference,

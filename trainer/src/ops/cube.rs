@@ -193,7 +193,7 @@ mod reductions {
 
     /// The sum of the elements of a vector.
     #[cube]
-    pub fn lane_sum<N: Size>(vector: Vector<f32, N>) -> f32 {
+    pub(in crate::ops) fn lane_sum<N: Size>(vector: Vector<f32, N>) -> f32 {
         let mut sum = 0.0f32;
         #[unroll]
         for lane in 0..N::value() {
@@ -205,7 +205,7 @@ mod reductions {
     /// The sum of a value over the `width` units of a row of the cube, by halving: the same order on every device. All
     /// units of the cube call it.
     #[cube]
-    pub fn row_sum(value: f32, #[comptime] width: usize, #[comptime] height: usize) -> f32 {
+    pub(in crate::ops) fn row_sum(value: f32, #[comptime] width: usize, #[comptime] height: usize) -> f32 {
         let mut partial = Shared::<[f32]>::new_slice(comptime!(width * height));
         let unit = UNIT_POS_X as usize;
         let first = UNIT_POS_Y as usize * width;
@@ -225,7 +225,7 @@ mod reductions {
 
     /// The largest value among the `width` units of a row of the cube. All units of the cube call it.
     #[cube]
-    pub fn row_maximum(value: f32, #[comptime] width: usize, #[comptime] height: usize) -> f32 {
+    pub(in crate::ops) fn row_maximum(value: f32, #[comptime] width: usize, #[comptime] height: usize) -> f32 {
         let mut partial = Shared::<[f32]>::new_slice(comptime!(width * height));
         let unit = UNIT_POS_X as usize;
         let first = UNIT_POS_Y as usize * width;

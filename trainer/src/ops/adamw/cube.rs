@@ -50,7 +50,7 @@ mod kernels {
 
     /// One step on N elements; the arithmetic of the CPU kernel.
     #[cube(launch_unchecked)]
-    pub fn update<F: Float, N: Size>(
+    pub(super) fn update<F: Float, N: Size>(
         parameter: &mut [Vector<F, N>],
         gradient: &[Vector<F, N>],
         first: &mut [Vector<F, N>],

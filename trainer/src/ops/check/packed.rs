@@ -27,19 +27,26 @@ pub(super) fn run(place: &Place, report: &mut Report) {
     for (name, format) in formats {
         for shape in [[1, 1], [5, 33], [3, 64], [40, 96], [70, 300]] {
             report.run("dequantize", &format!("{name} {shape:?}"), place, || {
-                check(place, format, shape)
+                check_weight(place, format, shape)
             });
         }
+        // One shape: Burn tunes or compiles its product for each.
+        let shape = [40, 96];
+        report.run("packed_linear", &format!("{name} {shape:?}"), place, || {
+            check_linear(place, format, shape)
+        });
     }
 }
 
-fn check(place: &Place, format: Format, [rows, columns]: [usize; 2]) -> Differences {
-    let (here, there) = (
-        packed(format, [rows, columns], &Device::flex()),
-        packed(format, [rows, columns], &place.device),
-    );
-    let expected = dequantize_reference(&here, DType::F32);
-    let weight = difference(dequantize(&there, place.dtype), expected.clone());
+fn check_weight(place: &Place, format: Format, shape: [usize; 2]) -> Differences {
+    let expected = dequantize_reference(&packed(format, shape, &Device::flex()), DType::F32);
+    let weight = dequantize(&packed(format, shape, &place.device), place.dtype);
+    vec![("weight", difference(weight, expected))]
+}
+
+fn check_linear(place: &Place, format: Format, [rows, columns]: [usize; 2]) -> Differences {
+    let there = packed(format, [rows, columns], &place.device);
+    let weight = dequantize_reference(&packed(format, [rows, columns], &Device::flex()), DType::F32);
     let (x, outer, bias) = (
         place.random(20, [3, columns], 1.0),
         place.random(21, [3, rows], 1.0),
@@ -48,13 +55,12 @@ fn check(place: &Place, format: Format, [rows, columns]: [usize; 2]) -> Differen
     let tracked = place.there(&x).autodiff().require_grad();
     let output = packed_linear(tracked.clone(), &there, Some(place.there(&bias).autodiff()));
     let grads = backward_from(output.clone(), place.there(&outer));
-    let expected_output = x.matmul(expected.clone().transpose()) + bias.unsqueeze::<2>();
+    let expected = x.matmul(weight.clone().transpose()) + bias.unsqueeze::<2>();
     vec![
-        ("weight", weight),
-        ("output", difference(output.inner(), expected_output)),
+        ("output", difference(output.inner(), expected)),
         (
             "gradient of x",
-            gradients(tracked.grad(&grads), Some(outer.matmul(expected))),
+            gradients(tracked.grad(&grads), Some(outer.matmul(weight))),
         ),
     ]
 }

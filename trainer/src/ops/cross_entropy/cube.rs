@@ -59,7 +59,7 @@ mod kernels {
 
     /// The log-probability of a row's target; the logits become `scale * (softmax - onehot)` if `differentiate`.
     #[cube(launch_unchecked)]
-    pub fn cross_entropy<F: Float, N: Size>(
+    pub(super) fn cross_entropy<F: Float, N: Size>(
         logits: &mut [Vector<F, N>],
         targets: &[u32],
         scale: &[f32],
@@ -74,7 +74,7 @@ mod kernels {
         let row = CUBE_POS_X as usize * height + UNIT_POS_Y as usize;
         let start = row * vectors;
         let lanes = N::value().comptime();
-        let mut maximum = f32::MIN;
+        let mut maximum = comptime!(f32::MIN).runtime();
         let mut sum = 0.0f32;
         let mut target = 0usize;
         let mut target_logit = 0.0f32;

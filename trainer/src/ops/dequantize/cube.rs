@@ -108,7 +108,7 @@ mod kernels {
 
     /// N elements of one row.
     #[cube(launch_unchecked)]
-    pub fn int8<F: Float, N: Size>(
+    pub(super) fn int8<F: Float, N: Size>(
         codes: &[Vector<i8, N>],
         scales: &[f32],
         output: &mut [Vector<F, N>],
@@ -128,7 +128,7 @@ mod kernels {
 
     /// N bytes of codes, which become 2 N elements in vectors of M. With M of 1, the last element may be missing.
     #[cube(launch_unchecked)]
-    pub fn nf4<F: Float, N: Size, M: Size>(
+    pub(super) fn nf4<F: Float, N: Size, M: Size>(
         codes: &[Vector<u8, N>],
         scales: &[f32],
         scale_codes: &[u8],

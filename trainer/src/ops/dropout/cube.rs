@@ -52,7 +52,7 @@ mod kernels {
 
     /// One group of up to four elements of one token.
     #[cube(launch_unchecked)]
-    pub fn drop_out<F: Float>(
+    pub(super) fn drop_out<F: Float>(
         x: &[F],
         token_keys: &[u64],
         output: &mut [F],

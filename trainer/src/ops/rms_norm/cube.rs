@@ -133,7 +133,7 @@ mod kernels {
 
     /// Normalises a row and keeps its inverse root.
     #[cube(launch_unchecked)]
-    pub fn normalize<F: Float, N: Size>(
+    pub(super) fn normalize<F: Float, N: Size>(
         x: &[Vector<F, N>],
         weight: &[Vector<F, N>],
         output: &mut [Vector<F, N>],
@@ -174,7 +174,7 @@ mod kernels {
 
     /// The gradient of x out of that of the output, g: `r (w g - x r² mean(w g x))` with r the inverse root.
     #[cube(launch_unchecked)]
-    pub fn differentiate<F: Float, N: Size>(
+    pub(super) fn differentiate<F: Float, N: Size>(
         gradient: &[Vector<F, N>],
         x: &[Vector<F, N>],
         weight: &[Vector<F, N>],
@@ -216,7 +216,7 @@ mod kernels {
 
     /// Adds `g x r` over a strip of rows; a unit per column.
     #[cube(launch_unchecked)]
-    pub fn add_rows<F: Float>(
+    pub(super) fn add_rows<F: Float>(
         gradient: &[F],
         x: &[F],
         inverse: &[f32],

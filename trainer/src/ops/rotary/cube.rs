@@ -56,7 +56,7 @@ mod kernels {
 
     /// Rotates N pairs of one head of one token. Sizes are in vectors.
     #[cube(launch_unchecked)]
-    pub fn rotate<F: Float, N: Size>(
+    pub(super) fn rotate<F: Float, N: Size>(
         x: &mut [Vector<F, N>],
         cos: &[Vector<f32, N>],
         sin: &[Vector<f32, N>],

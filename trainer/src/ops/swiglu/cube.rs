@@ -79,7 +79,7 @@ mod kernels {
 
     /// `silu(gate) * up`.
     #[cube(launch_unchecked)]
-    pub fn forward<F: Float, N: Size>(
+    pub(super) fn forward<F: Float, N: Size>(
         gate: &[Vector<F, N>],
         up: &[Vector<F, N>],
         output: &mut [Vector<F, N>],
@@ -97,7 +97,7 @@ mod kernels {
 
     /// gate and up become their gradients: with s the sigmoid of the gate x, `g up s (1 + x (1 - s))` and `g x s`.
     #[cube(launch_unchecked)]
-    pub fn backward<F: Float, N: Size>(
+    pub(super) fn backward<F: Float, N: Size>(
         gradient: &[Vector<F, N>],
         gate: &mut [Vector<F, N>],
         up: &mut [Vector<F, N>],
