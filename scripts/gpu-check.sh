@@ -234,7 +234,7 @@ benchmark() {
         else
             record bench "$one ours" failed "$(last_line "bench-$shape-$method-ours.txt")"
         fi
-        # Adapters of billions of parameters are of no use afterwards.
+        # An adapter for random weights is of no use afterwards.
         rm -rf "$folder/run/adapter" "$folder"/run/checkpoint-* "$folder"/run.old-*
         if attempt "bench-$shape-$method-peer.txt" "$python" "$root/scripts/gpu_bench_peer.py" train --folder "$folder" --device "$peer_device"; then
             peer=$(last_line "bench-$shape-$method-peer.txt" | grep -o '"tokens_per_second": [0-9.]*' | cut -d' ' -f2)

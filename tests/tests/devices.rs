@@ -84,3 +84,24 @@ fn memory_that_the_system_refuses_is_a_message_about_the_weights() {
     );
     assert!(!scratch.path("run").exists());
 }
+
+#[test]
+fn doctor_compares_kernels_with_their_references() {
+    let scratch = Scratch::new();
+    let report = scratch
+        .run(["doctor", "--kernels", "--device", "cpu", "--json"])
+        .succeeds()
+        .json();
+    let checks = report["checks"].as_array().map_or(&[][..], Vec::as_slice);
+    for kernel in ["attention", "rms_norm", "swiglu"] {
+        assert!(
+            checks.iter().any(|check| check["kernel"] == kernel),
+            "{kernel}: {report}"
+        );
+    }
+    assert!(checks.iter().all(|check| check["passed"] == true), "{report}");
+    scratch
+        .run(["doctor", "--kernels", "--device", "cuda:5"])
+        .refuses(2, &["the device \"cuda:5\" cannot be used"]);
+    scratch.run(["doctor", "--device", "cpu"]).refuses(2, &["--kernels"]);
+}

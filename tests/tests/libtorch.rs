@@ -85,25 +85,32 @@ fn libtorch_generates_what_the_cpu_generates() {
     assert_eq!(answer("tch"), answer("cpu"));
 }
 
-/// Recipes that between them use every part of a training step.
+/// Recipes that between them use every part of a training step: name, number format, tables, optimizer, and how far losses may
+/// be apart.
 #[test]
 fn libtorch_trains_as_the_cpu_does() {
     let scratch = Scratch::new();
+    let lora = "[adapter]\nrank = 4\nalpha = 8\ndropout = 0.1\n";
+    let dora = "[adapter]\nkind = \"dora\"\nrank = 4\nalpha = 8\n[memory]\nrecompute = \"block\"\n";
+    let nf4 = "[model.quantization]\nscheme = \"nf4\"\ndouble = true\n[adapter]\nrank = 4\nalpha = 8\n";
+    let int8 = "[model.quantization]\nscheme = \"int8\"\n[adapter]\nrank = 4\nalpha = 8\n";
     let recipes = [
-        ("lora", "[adapter]\nrank = 4\nalpha = 8\ndropout = 0.1\n", ""),
-        (
-            "dora",
-            "[adapter]\nkind = \"dora\"\nrank = 4\nalpha = 8\n",
-            "[memory]\nrecompute = \"block\"\n",
-        ),
-        ("full", "", ""),
+        ("lora", "f32", lora, "adamw", 1e-4),
+        ("dora", "f32", dora, "adamw", 1e-4),
+        ("full", "f32", "", "adamw", 1e-4),
+        ("nf4", "f32", nf4, "adamw", 1e-4),
+        ("int8", "f32", int8, "adamw", 1e-4),
+        // A moment between two codes may go either way.
+        ("full-8bit", "f32", "", "adamw8bit", 1e-3),
+        // Sums are rounded in another order, to eight bits.
+        ("lora-bf16", "bf16", lora, "adamw", 2e-2),
     ];
-    for (name, adapter, memory) in recipes {
+    for (name, dtype, tables, optimizer, allowed) in recipes {
         let losses = |device: &str| {
             let recipe = format!(
-                "output = \"{name}-{device}\"\n[model]\npath = {:?}\ndevice = \"{device}\"\n{adapter}\
-                 [data]\nmax_length = 128\n[[data.sources]]\npath = {:?}\nformat = \"tokens\"\n{memory}\
-                 [optimizer]\nlearning_rate = 2e-3\n[train]\nsteps = 12\nbatch_size = 3\ngradient_accumulation = 2\n",
+                "output = \"{name}-{device}\"\n[model]\npath = {:?}\ndevice = \"{device}\"\ndtype = \"{dtype}\"\n{tables}\
+                 [data]\nmax_length = 128\n[[data.sources]]\npath = {:?}\nformat = \"tokens\"\n\
+                 [optimizer]\nkind = \"{optimizer}\"\nlearning_rate = 2e-3\n[train]\nsteps = 12\nbatch_size = 2\ngradient_accumulation = 2\n",
                 fixture("models/llama"),
                 fixture("trajectories/sft_lora/train.jsonl"),
             );
@@ -119,11 +126,8 @@ fn libtorch_trains_as_the_cpu_does() {
             "{name}: nothing is learnt: {expected:?}"
         );
         for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            assert!(
-                (found - expected).abs() <= 1e-4,
-                "{name}, step {}: {found}, {expected}",
-                step + 1
-            );
+            let off = (found - expected).abs();
+            assert!(off <= allowed, "{name}, step {}: {found}, {expected}", step + 1);
         }
         assert!(memory.iter().all(|bytes| *bytes > 1e6), "{name}: {memory:?}");
     }

@@ -63,7 +63,10 @@ fn cuda(_index: usize) -> Result<Device, String> {
 #[cfg(feature = "cuda")]
 fn cuda(index: usize) -> Result<Device, String> {
     // A device that is not there ends the process when it is first used, so the driver is asked before.
-    let gpu = gpu::choose(cuda::driver(), index, Some(cuda::needed_driver()))?;
+    let needed = cuda::needed_driver();
+    let gpu = gpu::choose(cuda::driver(), index, Some(needed))?;
+    #[cfg(feature = "cuda-cpp")]
+    gpu::choose(cuda::driver(), index, Some(needed.max(cuda::compiler()?)))?;
     kernels::set_up(gpu);
     Ok(Device::cuda(index))
 }

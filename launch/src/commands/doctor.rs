@@ -1,10 +1,12 @@
 //! `interlingua doctor`: what this machine has and lacks for each device, and what to do.
 
+mod kernels;
 mod nvidia;
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use interlingua_recipes::Device;
 use interlingua_trainer::memory::host_bytes;
 use serde::Serialize;
 
@@ -19,11 +21,18 @@ const LITTLE_MEMORY: u64 = 2 << 30;
 
 /// Says what this machine has and lacks for each device, and what to do about it.
 #[derive(Args)]
-#[command(after_help = "Example: interlingua doctor --output runs")]
+#[command(after_help = "Example: interlingua doctor --output runs\n\n\
+    Example: interlingua doctor --kernels --device cuda:0")]
 pub(crate) struct Arguments {
     /// The folder that runs will be written to
     #[arg(long, value_name = "FOLDER", default_value = ".")]
     output: PathBuf,
+    /// Compare each kernel with its reference in plain tensor operations instead; exit code 1 when one differs
+    #[arg(long)]
+    kernels: bool,
+    /// The device whose kernels are compared: auto, cpu, cuda or cuda:N, tch or tch:cuda
+    #[arg(long, value_name = "DEVICE", default_value = "auto", requires = "kernels")]
+    device: Device,
 }
 
 /// One thing looked at.
@@ -42,8 +51,11 @@ struct Check {
 /// Looks at the machine and prints what it found. Something missing is a finding, not a failure.
 ///
 /// # Errors
-/// When standard output cannot be written.
+/// When the device of `--kernels` cannot be used, or standard output cannot be written.
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
+    if arguments.kernels {
+        return kernels::run(arguments.device, global);
+    }
     let mut checks = cpu();
     checks.extend(nvidia::cuda());
     checks.extend(nvidia::libtorch());

@@ -20,6 +20,32 @@ pub fn needed_driver() -> CudaVersion {
     CudaVersion(if sys::CUDA_VERSION >= 13_000 { 12_080 } else { 12_000 })
 }
 
+/// The version of NVRTC, which compiles kernels written in CUDA C++; its results need a driver of this version at least.
+///
+/// # Errors
+/// What is missing, as a part of a sentence: the library, or the headers that kernels include.
+#[cfg(feature = "cuda-cpp")]
+pub fn compiler() -> Result<CudaVersion, String> {
+    use cudarc::nvrtc::sys as nvrtc;
+
+    // SAFETY: as for the driver's library.
+    if !unsafe { nvrtc::is_culib_present() } {
+        return Err(
+            "this binary compiles its kernels with NVRTC, and libnvrtc.so was not found; install the CUDA toolkit"
+                .into(),
+        );
+    }
+    if cubecl::cuda::install::cuda_path().is_none() {
+        return Err("NVRTC needs the headers of the CUDA toolkit, which were not found; install it, and set CUDA_PATH to its folder".into());
+    }
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: the function writes two integers, which outlive the call.
+    unsafe { nvrtc::nvrtcVersion(&mut major, &mut minor) }
+        .result()
+        .map_err(|error| format!("NVRTC does not say its version: {error:?}; install the CUDA toolkit anew"))?;
+    Ok(CudaVersion(major * 1000 + minor * 10))
+}
+
 fn probe() -> Result<Driver, NoDriver> {
     // SAFETY: opens the driver's library by its usual names and closes it again; NVIDIA's initialisers run, as they would later.
     if !unsafe { sys::is_culib_present() } {

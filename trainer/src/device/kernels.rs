@@ -12,11 +12,11 @@ use super::gpu::Gpu;
 
 /// What is known about the compiled kernels of the GPU that this process uses.
 #[derive(Clone, Debug)]
-pub struct Kernels {
+pub(super) struct Kernels {
     /// The folder that keeps them, and what tuning found.
-    pub folder: PathBuf,
+    pub(super) folder: PathBuf,
     /// Whether none of this GPU were there when the process began.
-    pub new: bool,
+    pub(super) new: bool,
 }
 
 static KERNELS: OnceLock<Kernels> = OnceLock::new();
@@ -44,6 +44,6 @@ pub(super) fn set_up(gpu: &Gpu) -> &'static Kernels {
 }
 
 /// The kernels of the GPU that this process uses; none before it uses one.
-pub fn kernels() -> Option<&'static Kernels> {
+pub(super) fn kernels() -> Option<&'static Kernels> {
     KERNELS.get()
 }

@@ -8,6 +8,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::adamw::{AdamWStep, Numbers, move_one};
+use super::as_indices;
 use super::flex::{ELEMENTS, for_each_task, plain, plain_bytes, values};
 use super::quantile_map::{QuantileMap, signed, unsigned};
 
@@ -196,7 +197,7 @@ fn dequantized(numbers: Quantized, map: &QuantileMap) -> Tensor<1> {
     let table = Tensor::<1>::from_data(TensorData::new(map.values.to_vec(), [256]), (&device, DType::F32));
     let scales = numbers.scales.reshape([blocks, 1]).repeat_dim(1, BLOCK);
     let scales = scales.reshape([blocks * BLOCK]).narrow(0, 0, length);
-    table.select(0, numbers.codes.cast(DType::I32)) * scales
+    table.select(0, as_indices(numbers.codes)) * scales
 }
 
 /// The nearest codes, found by halving the range eight times.
@@ -215,16 +216,27 @@ fn quantized(numbers: Tensor<1>, map: &QuantileMap) -> Quantized {
     let scaled = rows * scales.clone().clamp_min(f32::MIN_POSITIVE).recip();
     let scaled = scaled.clamp(-1.0, 1.0).reshape([blocks * BLOCK]);
     let bounds = Tensor::<1>::from_data(TensorData::new(map.bounds.to_vec(), [256]), (&device, DType::F32));
-    let mut codes = Tensor::<1, Int>::zeros([blocks * BLOCK], (&device, DType::I32));
+    let mut codes = Tensor::<1, Int>::zeros([blocks * BLOCK], &device);
     for half in [128, 64, 32, 16, 8, 4, 2, 1] {
         let bound = bounds.clone().select(0, codes.clone() + (half - 1));
-        let above = scaled.clone().greater(bound).int().cast(DType::I32);
+        let above = scaled.clone().greater(bound).int();
         codes = codes + above * half;
     }
     Quantized {
-        codes: codes.narrow(0, 0, length).cast(DType::U8),
+        codes: as_bytes(codes.narrow(0, 0, length)),
         scales: scales.reshape([blocks]),
     }
+}
+
+/// Codes as bytes. LibTorch holds bytes and cannot make them of other numbers, so there they go by way of the host.
+fn as_bytes(codes: Tensor<1, Int>) -> Tensor<1, Int> {
+    let device = codes.device();
+    if device.supports_dtype(DType::U8) {
+        return codes.cast(DType::U8);
+    }
+    let bytes: Vec<u8> = codes.into_data().iter::<u8>().collect();
+    let length = bytes.len();
+    Tensor::from_data(TensorData::new(bytes, [length]), (&device, DType::U8))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use interlingua_checkpoints::packed::{self, LEVELS, Packed};
 
-use super::{runs_on_cube, runs_on_flex};
+use super::{as_indices, runs_on_cube, runs_on_flex};
 
 /// Scales that share a scale of their own, where scales are in 8 bits.
 pub const NESTED_BLOCK: usize = 256;
@@ -343,7 +343,7 @@ pub fn dequantize_reference(packed: &DevicePacked, dtype: DType) -> Tensor<2> {
             ..
         } => {
             let elements = rows * columns;
-            let bytes = codes.clone().cast(DType::I32);
+            let bytes = as_indices(codes.clone());
             let count = bytes.dims()[0];
             let high = bytes.clone() / 16;
             let low = bytes - high.clone() * 16;
@@ -360,7 +360,7 @@ pub fn dequantize_reference(packed: &DevicePacked, dtype: DType) -> Tensor<2> {
                     table,
                     offset,
                 } => {
-                    let values = table.clone().select(0, codes.clone().cast(DType::I32));
+                    let values = table.clone().select(0, as_indices(codes.clone()));
                     values * repeated(nested.clone(), NESTED_BLOCK, codes.dims()[0]) + *offset
                 }
             };

@@ -25,7 +25,7 @@ pub(crate) mod testing;
 pub mod vector;
 pub mod weight;
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 /// Whether there are kernels for a tensor: for f32 on Burn's flex backend, and for f32, bf16 and f16 on a device of
 /// CubeCL. What has none runs the reference.
@@ -47,6 +47,12 @@ pub fn is_cube(device: &Device) -> bool {
         let _ = device;
         false
     };
+}
+
+/// Whole numbers in the type that the device indexes with; LibTorch computes in no other.
+pub(crate) fn as_indices<const D: usize>(numbers: Tensor<D, Int>) -> Tensor<D, Int> {
+    let dtype = numbers.device().settings().int_dtype;
+    numbers.cast(dtype)
 }
 
 /// Whether a tensor lies where the CPU kernels run: f32 on Burn's flex backend.

@@ -108,6 +108,20 @@ fn driver() -> Vec<Check> {
         ),
     ];
     checks.extend(driver.gpus.iter().map(gpu));
+    #[cfg(feature = "cuda-cpp")]
+    checks.push(match cuda::compiler() {
+        Ok(version) => check(
+            "cuda",
+            "NVRTC",
+            driver.version >= version,
+            version.to_string(),
+            "Update the driver, or install an older CUDA toolkit: the driver has to be as new as NVRTC.",
+        ),
+        Err(missing) => {
+            let advice = "A binary built without the feature cuda-cpp needs no CUDA toolkit.";
+            check("cuda", "NVRTC", false, missing, advice)
+        }
+    });
     if driver.gpus.len() > 1 {
         let library = machine::shared_library("libnccl.so.2");
         let found = library.map_or_else(
