@@ -7,6 +7,7 @@
 pub mod block;
 pub mod budget;
 pub mod moments;
+mod plain;
 pub mod settings;
 pub mod shapes;
 #[cfg(test)]

@@ -61,8 +61,8 @@ pub struct DataFacts {
     pub tokens: u64,
     /// Languages.
     pub languages: usize,
-    /// Whether something is held out.
-    pub heldout: bool,
+    /// Tokens of the samples that are held out.
+    pub heldout_tokens: u64,
 }
 
 /// What memory depends on beside the shapes of the model.
@@ -145,11 +145,17 @@ impl Settings {
         let reference = recipe.reference.clone().unwrap_or_default();
         let compares = objective.kind.needs_reference();
         let shares = compares && reference.model.is_empty() && !reference.cache;
-        let evaluates = recipe.data.holdout > 0.0 || !recipe.eval.tasks.is_empty();
         let length = recipe.data.max_length;
         let whole = data.map_or(u64::MAX, |data| data.tokens);
         let row_tokens = row_tokens(recipe, data);
         let at_most = |tokens: usize| tokens.min(usize::try_from(whole).unwrap_or(usize::MAX));
+        // Of tasks nothing is known here but that there are some.
+        let evaluated = match data {
+            _ if !recipe.eval.tasks.is_empty() => usize::MAX,
+            Some(data) => usize::try_from(data.heldout_tokens).unwrap_or(usize::MAX),
+            None if recipe.data.holdout > 0.0 => usize::MAX,
+            None => 0,
+        };
         let auxiliary = objective
             .auxiliary
             .iter()
@@ -172,11 +178,7 @@ impl Settings {
             auxiliary_tokens: auxiliary.max().unwrap_or(0),
             auxiliary_blocks,
             accumulation: recipe.train.gradient_accumulation,
-            evaluation_tokens: if evaluates {
-                at_most(EVALUATION_TOKENS.max(row_tokens))
-            } else {
-                0
-            },
+            evaluation_tokens: evaluated.min(EVALUATION_TOKENS.max(row_tokens)),
             number,
             file_number: file.bytes() as u64,
             packing: None,
@@ -212,6 +214,11 @@ impl Settings {
             accumulation: (self.rows * self.accumulation).div_ceil(rows),
             ..self.clone()
         }
+    }
+
+    /// Whether operations are made of plain tensor operations: the kernels of the CPU are for f32.
+    pub fn is_plain(&self) -> bool {
+        self.device == DeviceKind::Cpu && self.number != 4
     }
 
     /// Tokens that a block works on at a time where it runs in tiles.

@@ -17,8 +17,10 @@ pub struct WeightBytes {
     pub device: u64,
     /// In host memory.
     pub host: u64,
-    /// The largest weight that is decoded where it is used, in numbers.
+    /// The largest weight of a block that is decoded where it is used, in numbers.
     pub decoded: u64,
+    /// The head, where that is decoded, in numbers.
+    pub decoded_head: u64,
 }
 
 /// The base's weights.
@@ -28,8 +30,12 @@ pub fn base(shapes: &Shapes, settings: &Settings) -> WeightBytes {
     for parameter in &shapes.base {
         let elements = parameter.elements();
         let kept = kept(parameter, shapes, settings);
-        if kept != Kept::Dense {
-            bytes.decoded = bytes.decoded.max(elements);
+        match (kept, parameter.place) {
+            (Kept::Dense, _) => {}
+            (_, Place::BlockLinear) => bytes.decoded = bytes.decoded.max(elements),
+            // A frozen embedding is read by rows, unless it is the head too.
+            (_, Place::Embedding) if !is_tied(shapes) => {}
+            _ => bytes.decoded_head = elements,
         }
         let size = match kept {
             Kept::Dense if parameter.trained => F32 * elements,
@@ -71,14 +77,18 @@ enum Kept {
     Mapped,
 }
 
+/// Whether the embedding is the head.
+fn is_tied(shapes: &Shapes) -> bool {
+    !shapes.base.iter().any(|parameter| parameter.place == Place::Head)
+}
+
 fn kept(parameter: &BaseParameter, shapes: &Shapes, settings: &Settings) -> Kept {
     let offload = settings.offload == Offload::Weights;
     let on_cpu = settings.device == DeviceKind::Cpu;
-    let is_tied = !shapes.base.iter().any(|other| other.place == Place::Head);
     match (parameter.place, settings.packing) {
         _ if parameter.trained => Kept::Dense,
         (Place::Small, _) => Kept::Dense,
-        (Place::Embedding, _) if !is_tied && settings.from_file => Kept::Mapped,
+        (Place::Embedding, _) if !is_tied(shapes) && settings.from_file => Kept::Mapped,
         (Place::BlockLinear, Some(packing)) => Kept::Packed(packing),
         (Place::Head, Some(packing)) if settings.packs_head => Kept::Packed(packing),
         (Place::BlockLinear, None) if offload => Kept::Mapped,
