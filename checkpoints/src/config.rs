@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::config_reader::Reader;
 use crate::dtype::Dtype;
 use crate::error::CheckpointError;
+use crate::quantization_config::StoredQuantization;
 use crate::rope::Rope;
 
 /// The model families that are supported.
@@ -88,6 +89,8 @@ pub struct ModelConfig {
     pub initializer_range: f64,
     /// Number format the file names.
     pub dtype: Option<Dtype>,
+    /// How the weights of linear layers are quantised in the files.
+    pub quantization: Option<StoredQuantization>,
 }
 
 impl ModelConfig {
@@ -114,13 +117,6 @@ impl ModelConfig {
     pub fn from_json(json: &Value, path: &Path) -> Result<Self, CheckpointError> {
         let reader = Reader { path, json };
         let architecture = architecture(json, path)?;
-        if reader.present("quantization_config").is_some() {
-            return Err(CheckpointError::config(
-                path,
-                "these weights are quantised (`quantization_config`), which this version cannot read; \
-                 use the model's 16-bit or 32-bit weights",
-            ));
-        }
         if let Some(activation) = reader
             .present("hidden_act")
             .filter(|value| *value != "silu" && *value != "swish")
@@ -169,6 +165,7 @@ impl ModelConfig {
                 .iter()
                 .find_map(|key| reader.present(key)?.as_str())
                 .and_then(Dtype::from_name),
+            quantization: StoredQuantization::read(&reader)?,
         };
         if !config.num_attention_heads.is_multiple_of(config.num_key_value_heads) {
             let problem = format!(
@@ -372,9 +369,6 @@ mod tests {
                 .unwrap_err()
                 .contains("one of default, linear, dynamic, yarn, llama3")
         );
-        let mut json = llama();
-        json["quantization_config"] = json!({"quant_method": "bitsandbytes"});
-        assert!(read(&json).unwrap_err().contains("quantised"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod model_folder;
 pub mod own_adapter;
 pub mod packed;
 pub mod peft;
+pub mod quantization_config;
 pub mod rope;
 pub mod run_state;
 pub mod tensors;

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::config::ModelConfig;
-use crate::dtype::{Dtype, HostTensor};
+use crate::dtype::{Dtype, HostTensor, encode_f32};
 use crate::error::CheckpointError;
-use crate::packed::Packed;
+use crate::packed::stored::{self, Header};
+use crate::packed::{Bytes, Packed};
 use crate::tensors::TensorsFile;
 
 /// Name of the weights of a model in one file.
@@ -29,6 +30,8 @@ pub struct ModelFolder {
     raw_config: Value,
     files: Vec<Arc<TensorsFile>>,
     file_of: BTreeMap<String, usize>,
+    /// The tensors that are quantised.
+    packed: BTreeMap<String, Header>,
 }
 
 impl ModelFolder {
@@ -57,13 +60,24 @@ impl ModelFolder {
                 advice: advice.into(),
             });
         };
-        Ok(Self {
+        let mut folder = Self {
             path: path.to_owned(),
             config,
             raw_config,
             files,
             file_of,
-        })
+            packed: BTreeMap::new(),
+        };
+        for name in folder.file_of.keys() {
+            if let Some(header) = stored::header(name, &|name| folder.file(name))? {
+                folder.packed.insert(name.clone(), header);
+            }
+        }
+        Ok(folder)
+    }
+
+    fn file(&self, name: &str) -> Option<&Arc<TensorsFile>> {
+        Some(&self.files[*self.file_of.get(name)?])
     }
 
     /// Where it is.
@@ -81,59 +95,102 @@ impl ModelFolder {
         &self.raw_config
     }
 
-    /// Names of all tensors.
+    /// Names of all tensors; what belongs to a quantised one has none of its own.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.file_of.keys().map(String::as_str)
+        let is_part = |name: &&str| !self.packed.is_empty() && stored::is_part(name, &|name| self.file(name));
+        self.file_of
+            .keys()
+            .map(String::as_str)
+            .filter(move |name| !is_part(name))
     }
 
-    /// Shape of a tensor.
+    /// Shape of a tensor; of a quantised one that of the matrix.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.files[*self.file_of.get(name)?].shape(name)
+        match self.packed.get(name) {
+            Some(header) => Some(&header.shape),
+            None => self.file(name)?.shape(name),
+        }
     }
 
-    /// Number format of a tensor.
+    /// Number format of a tensor; of a quantised one that which it had before.
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.files[*self.file_of.get(name)?].dtype(name)
+        match self.packed.get(name) {
+            Some(header) => header.dtype.or_else(|| Some(self.main_dtype())),
+            None => self.file(name)?.dtype(name),
+        }
+    }
+
+    /// Whether a tensor is quantised in the file.
+    pub fn is_packed(&self, name: &str) -> bool {
+        self.packed.contains_key(name)
     }
 
     /// The number format that most of the weights have: that of the embedding.
     pub fn main_dtype(&self) -> Dtype {
-        self.dtype("model.embed_tokens.weight").unwrap_or(Dtype::F32)
+        let name = "model.embed_tokens.weight";
+        let stored = self.file(name).and_then(|file| file.dtype(name));
+        stored.or(self.config.dtype).unwrap_or(Dtype::F32)
     }
 
-    /// A tensor of an expected shape, as f32. Its pages leave memory again.
+    /// A tensor of an expected shape, as f32; a quantised one is decoded. Its pages leave memory again.
     pub fn read_f32(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, CheckpointError> {
-        let read = self
-            .file_of
-            .get(name)
-            .map(|index| self.files[*index].read_f32(name, expected, MISMATCH));
+        if self.is_packed(name) {
+            return Ok(self.read(name, expected)?.to_f32());
+        }
+        let read = self.file(name).map(|file| file.read_f32(name, expected, MISMATCH));
         read.transpose()?.flatten().ok_or_else(|| self.missing(name, expected))
     }
 
-    /// The same in the format of the file.
+    /// The same in the format of the file; a quantised one in the format it had before.
     pub fn read(&self, name: &str, expected: &[usize]) -> Result<HostTensor, CheckpointError> {
-        let read = self
-            .file_of
-            .get(name)
-            .map(|index| self.files[*index].read_stored(name, expected, MISMATCH));
+        if let (Some(header), Some(dtype)) = (self.packed.get(name), self.dtype(name)) {
+            let packed = self.packed_of_shape(name, header, expected)?;
+            let data = encode_f32(dtype, &packed.decode());
+            packed.release();
+            return Ok(HostTensor {
+                dtype,
+                shape: expected.to_vec(),
+                data,
+            });
+        }
+        let read = self.file(name).map(|file| file.read_stored(name, expected, MISMATCH));
         read.transpose()?.flatten().ok_or_else(|| self.missing(name, expected))
     }
 
-    /// Whether its weights are quantised.
-    pub fn is_quantised(&self) -> bool {
-        false
+    /// A matrix as it stands, whether floats or quantised, with its numbers left in the memory-mapped file;
+    /// [`Packed::in_memory`] brings them in.
+    pub fn read_packed(&self, name: &str, expected: [usize; 2]) -> Result<Packed, CheckpointError> {
+        if let Some(header) = self.packed.get(name) {
+            return self.packed_of_shape(name, header, &expected);
+        }
+        let missing = || self.missing(name, &expected);
+        let file = self.file(name).ok_or_else(missing)?;
+        self.check_shape(name, &expected)?;
+        let dtype = file.float_dtype(name)?;
+        let bytes = Bytes::Mapped {
+            file: Arc::clone(file),
+            range: file.range(name).ok_or_else(missing)?,
+        };
+        Ok(Packed::float(dtype, expected, bytes))
     }
 
-    /// A matrix of an expected shape where it lies in its file, decoded where it is used.
-    pub fn map(&self, name: &str, expected: [usize; 2]) -> Result<Packed, CheckpointError> {
-        let mapped = self
-            .file_of
-            .get(name)
-            .map(|index| TensorsFile::map(&self.files[*index], name, expected, MISMATCH));
-        mapped
-            .transpose()?
-            .flatten()
-            .ok_or_else(|| self.missing(name, &expected))
+    fn packed_of_shape(&self, name: &str, header: &Header, expected: &[usize]) -> Result<Packed, CheckpointError> {
+        self.check_shape(name, expected)?;
+        stored::read(name, header, &|name| self.file(name))
+    }
+
+    fn check_shape(&self, name: &str, expected: &[usize]) -> Result<(), CheckpointError> {
+        let found = self.shape(name).unwrap_or_default();
+        if found == expected {
+            return Ok(());
+        }
+        Err(CheckpointError::Shape {
+            path: self.file(name).map_or(&*self.path, |file| file.path()).to_owned(),
+            tensor: name.to_owned(),
+            expected: expected.to_vec(),
+            found: found.to_vec(),
+            advice: MISMATCH.to_owned(),
+        })
     }
 
     fn missing(&self, name: &str, expected: &[usize]) -> CheckpointError {
@@ -144,14 +201,44 @@ impl ModelFolder {
         }
     }
 
-    /// Identifies the base: a hash over the config and the headers of all files.
+    /// Identifies the base, wherever it was copied to: a hash over the config, the headers of all files, and some bytes at
+    /// the start, the end and between of every tensor, since two models of one shape have the same headers.
     pub fn fingerprint(&self) -> String {
+        const PIECE: usize = 256;
+        const GAPS: usize = 3;
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.raw_config.to_string().as_bytes());
         self.files.iter().for_each(|file| {
             hasher.update(file.header());
         });
+        for (name, index) in &self.file_of {
+            let file = &self.files[*index];
+            let bytes = file.bytes(name).unwrap_or_default();
+            if bytes.len() <= PIECE * (GAPS + 1) {
+                hasher.update(bytes);
+                continue;
+            }
+            for gap in 0..GAPS {
+                let first = (bytes.len() - PIECE) / GAPS * gap;
+                hasher.update(&bytes[first..first + PIECE]);
+            }
+            hasher.update(&bytes[bytes.len() - PIECE..]);
+            file.forget(file.range(name).unwrap_or_default());
+        }
         hasher.finalize().to_hex().to_string()
+    }
+
+    /// Sizes and times of change of the files, which change with any byte of them.
+    pub fn stamp(&self) -> Result<String, CheckpointError> {
+        let mut stamp = String::new();
+        for file in &self.files {
+            let io = |source| CheckpointError::io(file.path(), source);
+            let metadata = std::fs::metadata(file.path()).map_err(io)?;
+            let modified = metadata.modified().map_err(io)?;
+            let since = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            stamp += &format!("{} {} ", metadata.len(), since.as_nanos());
+        }
+        Ok(stamp)
     }
 }
 

@@ -4,15 +4,13 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::Metadata;
 
 use crate::dtype::{Dtype, HostTensor, decode_f32};
 use crate::error::CheckpointError;
-use crate::packed::{Bytes, Packed};
 
 /// An open safetensors file.
 #[derive(Debug)]
@@ -72,6 +70,16 @@ impl TensorsFile {
         self.metadata
             .info(name)
             .and_then(|info| Dtype::from_safetensors(info.dtype))
+    }
+
+    /// Number format of a tensor, as the file names it.
+    pub(crate) fn stored(&self, name: &str) -> Option<safetensors::Dtype> {
+        self.metadata.info(name).map(|info| info.dtype)
+    }
+
+    /// An entry of the file's metadata.
+    pub(crate) fn note(&self, key: &str) -> Option<&str> {
+        self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
     }
 
     /// The bytes of a tensor.
@@ -139,44 +147,6 @@ impl TensorsFile {
         self.read(name, expected, advice, stored)
     }
 
-    /// A matrix of floats that should have a shape, left where it lies in the file; none when there is no such tensor.
-    pub fn map(
-        file: &Arc<Self>,
-        name: &str,
-        expected: [usize; 2],
-        advice: &str,
-    ) -> Result<Option<Packed>, CheckpointError> {
-        let (Some(info), Some(range)) = (file.metadata.info(name), file.range(name)) else {
-            return Ok(None);
-        };
-        let dtype = file.check(name, info, &expected, advice)?;
-        let bytes = Bytes::Mapped {
-            file: file.clone(),
-            range,
-        };
-        Ok(Some(Packed::float(dtype, expected, bytes)))
-    }
-
-    /// The number format of a tensor of floats that should have a shape.
-    fn check(&self, name: &str, info: &TensorInfo, expected: &[usize], advice: &str) -> Result<Dtype, CheckpointError> {
-        if info.shape != expected {
-            return Err(CheckpointError::Shape {
-                path: self.path.clone(),
-                tensor: name.to_owned(),
-                expected: expected.to_vec(),
-                found: info.shape.clone(),
-                advice: advice.to_owned(),
-            });
-        }
-        Dtype::from_safetensors(info.dtype).ok_or_else(|| {
-            let format = info.dtype;
-            CheckpointError::config(
-                &self.path,
-                format!("tensor `{name}` is stored as {format:?}; f32, bf16 and f16 can be read"),
-            )
-        })
-    }
-
     fn read<T>(
         &self,
         name: &str,
@@ -187,11 +157,33 @@ impl TensorsFile {
         let (Some(info), Some(bytes)) = (self.metadata.info(name), self.bytes(name)) else {
             return Ok(None);
         };
-        let dtype = self.check(name, info, expected, advice)?;
+        if info.shape != expected {
+            return Err(CheckpointError::Shape {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                expected: expected.to_vec(),
+                found: info.shape.clone(),
+                advice: advice.to_owned(),
+            });
+        }
+        let dtype = self.float_dtype(name)?;
         let values = convert(dtype, bytes);
         let (from, to) = info.data_offsets;
         self.forget(self.start + from..self.start + to);
         Ok(Some(values))
+    }
+
+    /// The number format of a tensor that should be one of floats.
+    pub(crate) fn float_dtype(&self, name: &str) -> Result<Dtype, CheckpointError> {
+        self.dtype(name).ok_or_else(|| {
+            let format = self
+                .stored(name)
+                .map_or("nothing".to_owned(), |format| format!("{format:?}"));
+            CheckpointError::config(
+                &self.path,
+                format!("tensor `{name}` is stored as {format}; f32, bf16 and f16 can be read"),
+            )
+        })
     }
 
     /// Asks the kernel to bring a range of the file into memory, without waiting.

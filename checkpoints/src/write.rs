@@ -182,9 +182,13 @@ fn remove_other_weights(folder: &Path, written: &BTreeSet<String>) -> Result<(),
     Ok(())
 }
 
-/// The config with the number format that most of the weights have, under the key it uses.
+/// The config with the number format that most of the weights have, under the key it uses. They are floats, so that it says
+/// nothing of quantisation.
 fn with_dtype(config: &Value, specs: &[TensorSpec]) -> Value {
     let mut config = config.clone();
+    if let Some(map) = config.as_object_mut() {
+        map.shift_remove("quantization_config");
+    }
     let Some(largest) = specs.iter().max_by_key(|spec| spec.shape.iter().product::<usize>()) else {
         return config;
     };

@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    completions, doctor, export, generate, init, inspect, merge, plan, prepare, recipes, schema, sweep, tokenizer,
-    train, validate, verify,
+    completions, doctor, eval, export, generate, init, inspect, merge, plan, prepare, recipes, schema, sweep,
+    tokenizer, train, validate, verify,
 };
 
 /// Fine-tunes language models in many languages from one TOML recipe, and hands back standard safetensors folders.
@@ -58,6 +58,8 @@ pub(crate) enum Command {
     /// Make a tokenizer
     #[command(subcommand)]
     Tokenizer(tokenizer::Command),
+    /// Measure a recipe's tasks on its base or with an adapter; and what quantising costs each language
+    Eval(eval::Arguments),
     /// Write text with a model, and an adapter on it
     Generate(generate::Arguments),
     /// Merge an adapter into its model and write a Hugging Face folder

@@ -1,6 +1,7 @@
 //! `interlingua`: the command line. `cli.rs` says what there is to type, `commands/` has one file for each command, and
 //! the other files are what commands share: exit codes, standard output, logging, tables, progress, signals.
 
+mod answers;
 mod cli;
 mod commands;
 mod exit;
@@ -15,6 +16,7 @@ mod plan;
 mod preparation;
 mod progress;
 mod recipe;
+mod scores;
 mod signals;
 mod style;
 mod table;

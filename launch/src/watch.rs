@@ -212,37 +212,8 @@ impl<'a> Watch<'a> {
         turns
             .into_iter()
             .take(EXAMPLES)
-            .map(|(_, before, example)| render(before.as_deref(), example))
+            .map(|(_, before, example)| answers::render(before.as_deref(), example))
             .collect()
-    }
-}
-
-fn render(before: Option<&str>, example: &Example) -> String {
-    let line = |name: &str, text: &str| format!("  {} {}", style::paint(style::DIM, name), one_line(text));
-    let mark = if example.answer.trim() == example.reference.trim() {
-        style::GOOD
-    } else {
-        style::WARNING
-    };
-    let mut lines = vec![format!(
-        "{} {}",
-        style::paint(style::TITLE, &example.language),
-        one_line(&example.prompt)
-    )];
-    lines.extend(before.map(|before| line("before  ", before)));
-    lines.push(line("after   ", &style::paint(mark, &one_line(&example.answer))));
-    lines.push(line("expected", &example.reference));
-    lines.join("\n")
-}
-
-/// At most 160 characters, without line ends.
-fn one_line(text: &str) -> String {
-    const LONGEST: usize = 160;
-    let flat = text.trim().replace('\n', " ⏎ ");
-    if flat.chars().count() <= LONGEST {
-        flat
-    } else {
-        flat.chars().take(LONGEST).chain(['…']).collect()
     }
 }
 

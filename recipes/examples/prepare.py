@@ -27,6 +27,7 @@ from pathlib import Path
 LESSON_LANGUAGES = ("en", "ar", "cs", "es", "et", "fi", "he", "hi", "it", "ru", "sw", "vi", "zh-Hans")
 LESSON_BYTES = 12_000  # of one lesson in all its languages
 PROMPT_LANGUAGES = ("en", "zh-Hans", "ja", "ko", "ar", "bn", "sw")
+ARABIC_CHARACTERS = 1000  # of one answer
 QUESTION_LANGUAGES = ("en", "es", "ja", "ko", "nl", "ro", "zh-Hans")
 LANGUAGE_NAMES = {"en": "English", "es": "Spanish", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "ro": "Romanian", "zh-Hans": "Chinese"}
 QUIZ_LANGUAGES = ("en", "de", "es", "it", "ko", "ru", "zh-Hans")
@@ -104,6 +105,18 @@ def questions(source: Path) -> list[Row]:
             for language in QUESTION_LANGUAGES:
                 row = versions[language]
                 out.append({"id": pid, "lang": language, "instruction": row["instruction"], "output": row["output"]})
+    return out
+
+
+def arabic(source: Path) -> list[Row]:
+    """Questions and answers in Arabic, the shorter ones."""
+    out = []
+    for name in ("iot_lessons", "conventional_commits_faq"):
+        for row in read(source / f"sft/{name}.jsonl"):
+            output = prose(row["output"])
+            if row["lang"] == "ar" and 0 < len(output) <= ARABIC_CHARACTERS:
+                instruction = "\n\n".join(part for part in (row["instruction"], row["input"]) if part)
+                out.append({"id": row["pid"], "lang": "ar", "instruction": instruction, "output": output})
     return out
 
 
@@ -211,6 +224,7 @@ def main() -> None:
     write(out / "lessons.jsonl", lessons(source))
     write(out / "prompts.jsonl", prompts(source))
     write(out / "questions.jsonl", asked)
+    write(out / "arabic.jsonl", arabic(source))
     write(out / "answers-in-other-languages.jsonl", answers_in_other_languages(asked))
     write(out / "quiz.jsonl", quiz(source))
     write(out / "health.jsonl", health(source))

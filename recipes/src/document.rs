@@ -43,13 +43,18 @@ impl Document {
             lines,
             overrides: Vec::new(),
         };
-        for text in overrides {
-            document.lay_over(text).map_err(|message| RecipeError::Override {
+        document.lay_over_all(overrides)?;
+        Ok(document)
+    }
+
+    /// Lays overrides (`a.b=value`) over it.
+    pub(crate) fn lay_over_all(&mut self, overrides: &[String]) -> Result<(), RecipeError> {
+        overrides.iter().try_for_each(|text| {
+            self.lay_over(text).map_err(|message| RecipeError::Override {
                 text: text.clone(),
                 message,
-            })?;
-        }
-        Ok(document)
+            })
+        })
     }
 
     fn lay_over(&mut self, text: &str) -> Result<(), String> {
@@ -90,6 +95,26 @@ impl Document {
         if let Some(Value::Table(train)) = find_mut(&mut self.table, parents) {
             gone.into_iter().for_each(|other| drop(train.remove(other)));
         }
+    }
+
+    /// Moves a key of the outermost table into the table `into`, unless there is one already.
+    pub(crate) fn put_into(&mut self, key: &str, into: &str) {
+        if self.table.contains_key(into) {
+            return;
+        }
+        let Some(value) = self.table.remove(key) else { return };
+        self.table.insert(
+            into.to_owned(),
+            Value::Table(Table::from_iter([(key.to_owned(), value)])),
+        );
+        let lines = std::mem::take(&mut self.lines).into_iter();
+        let moved = lines.map(|(mut path, line)| {
+            if path.first().is_some_and(|first| first == key) {
+                path.insert(0, into.to_owned());
+            }
+            (path, line)
+        });
+        self.lines = moved.collect();
     }
 
     /// Says where a finding was written.

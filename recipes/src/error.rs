@@ -12,6 +12,12 @@ pub enum RecipeError {
         /// The path as given.
         file: PathBuf,
     },
+    /// There is no file of tasks at the path.
+    #[error("there is no file of tasks at {}. Check the path; the file holds [[eval.tasks]], as a recipe does.", file.display())]
+    MissingTasks {
+        /// The path as given.
+        file: PathBuf,
+    },
     /// The path is a folder.
     #[error("{} is a folder. Name the recipe file in it, such as {}.", file.display(), file.join("recipe.toml").display())]
     Folder {

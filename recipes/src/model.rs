@@ -5,6 +5,8 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::quantization::Quantization;
+
 /// The model to start from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -18,6 +20,10 @@ pub struct Model {
     pub device: Device,
     /// Where the weights come from.
     pub init: Init,
+    /// Frozen weights in fewer bits. Absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Quantization")]
+    pub quantization: Option<Quantization>,
 }
 
 impl Default for Model {
@@ -27,6 +33,7 @@ impl Default for Model {
             dtype: Dtype::Auto,
             device: Device::Auto,
             init: Init::Weights,
+            quantization: None,
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::merge::MergeStage;
 use crate::model::Model;
 use crate::objective::Objective;
 use crate::optimizer::Optimizer;
+use crate::quantization::Quantization;
 use crate::reference::Reference;
 use crate::schedule::Schedule;
 use crate::stage::{self, Stage};
@@ -86,24 +87,38 @@ impl Recipe {
     /// # Errors
     /// When the file cannot be read, is not TOML, or holds wrong keys or values; all of those are reported together.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        let file = path.to_owned();
-        let bytes = std::fs::read(path).map_err(|reason| match reason.kind() {
-            ErrorKind::NotFound => RecipeError::Missing { file: file.clone() },
-            _ if path.is_dir() => RecipeError::Folder { file: file.clone() },
-            _ => RecipeError::Unreadable {
-                file: file.clone(),
-                reason,
-            },
+        Self::parse(&read_text(path)?, path, overrides)
+    }
+
+    /// Reads a file of evaluation tasks, for a model and without a run: an `[eval]` table, or its content alone. Keys that say how
+    /// tasks are read and computed, such as `data.template` and `model.dtype`, may stand beside it; sources, stages and adapters
+    /// of a whole recipe are passed over. Files that the tasks name are not looked at.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is not TOML, or holds wrong keys or values; all of those are reported together.
+    pub fn load_tasks(path: &Path, model: &str, overrides: &[String]) -> Result<Self, RecipeError> {
+        let text = read_text(path).map_err(|error| match error {
+            RecipeError::Missing { file } => RecipeError::MissingTasks { file },
+            other => other,
         })?;
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let valid = error.utf8_error().valid_up_to();
-            let line = error.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count() + 1;
-            RecipeError::NotUtf8 {
-                file: file.clone(),
-                line,
-            }
-        })?;
-        Self::parse(text.strip_prefix('\u{feff}').unwrap_or(&text), path, overrides)
+        let mut document = Document::parse(&text, path, &[])?;
+        document.put_into("tasks", "eval");
+        document.lay_over_all(overrides)?;
+        let mut table = document.table.clone();
+        table
+            .entry("output")
+            .or_insert_with(|| Value::String("evaluation".to_owned()));
+        table.retain(|key, _| !["adapter", "stage"].contains(&key));
+        if let Some(Value::Table(data)) = table.get_mut("data") {
+            data.retain(|key, _| !["sources", "holdout", "mix", "parallel"].contains(&key));
+        }
+        let located = |finding| document.problem(finding);
+        fail_if_any(keys::check(&table).into_iter().map(located).collect())?;
+        paths::resolve(&mut table, &paths::folder_of(path));
+        let mut recipe = Self::read(table, path).map_err(|finding| invalid(vec![located(finding)]))?;
+        model.clone_into(&mut recipe.model.path);
+        fail_if_any(rules::check_tasks(&recipe).into_iter().map(located).collect())?;
+        Ok(recipe)
     }
 
     /// The same for a text in memory, which stands for the content of `file`.
@@ -210,6 +225,7 @@ impl Recipe {
         recipe.objective.fill_in();
         recipe.adapter.fill_in();
         recipe.optimizer.fill_in();
+        recipe.model.quantization.iter_mut().for_each(Quantization::fill_in);
         if !has_length && recipe.adapter.is_closed_form() {
             (recipe.train.steps, recipe.train.epochs) = (Some(0), None);
         } else if !has_length {
@@ -225,6 +241,25 @@ impl Recipe {
         }
         Ok(recipe)
     }
+}
+
+/// The text of a recipe file, without a byte order mark.
+fn read_text(path: &Path) -> Result<String, RecipeError> {
+    let file = path.to_owned();
+    let bytes = std::fs::read(path).map_err(|reason| match reason.kind() {
+        ErrorKind::NotFound => RecipeError::Missing { file: file.clone() },
+        _ if path.is_dir() => RecipeError::Folder { file: file.clone() },
+        _ => RecipeError::Unreadable {
+            file: file.clone(),
+            reason,
+        },
+    })?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count() + 1;
+        RecipeError::NotUtf8 { file, line }
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 /// The file's name without its ending.

@@ -127,6 +127,14 @@ fn lay_over(below: &mut Table, above: &Table) {
                 if key == "optimizer" && above.contains_key("kind") {
                     below.remove("moments");
                 }
+                // Nor are those of one quantisation those of another.
+                if key == "quantization"
+                    && above
+                        .get("scheme")
+                        .is_some_and(|scheme| below.get("scheme") != Some(scheme))
+                {
+                    below.retain(|key, _| key == "head");
+                }
                 // The numbers of one objective are not those of another.
                 if key == "objective" && above.contains_key("kind") {
                     below.retain(|key, _| key == "weight" || key == "auxiliary");

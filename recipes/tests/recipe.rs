@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use interlingua_recipes::{
-    AdapterKind, Device, Fit, Format, Layer, Length, Parameters, Recipe, Route, ScheduleKind, Source, SourcePath,
-    Stage, Targets, Under, json_schema, shipped,
+    AdapterKind, Device, Fit, Format, Layer, Length, Moments, Parameters, Recipe, Route, ScheduleKind, Source,
+    SourcePath, Stage, Targets, Under, json_schema, shipped,
 };
 use proptest::prelude::*;
 
@@ -269,6 +269,30 @@ fn an_adapter_on_top_of_others_is_a_new_one() {
 }
 
 #[test]
+fn moments_have_a_format_of_their_own_only_where_it_is_read() {
+    assert_eq!(parse(SMALL, &[]).optimizer.moments, Some(Moments::F32));
+    assert_eq!(
+        parse(SMALL, &["optimizer.moments=bf16"]).optimizer.moments,
+        Some(Moments::Bf16)
+    );
+    assert_eq!(parse(SMALL, &["optimizer.kind=adamw8bit"]).optimizer.moments, None);
+    // The format of one stage's optimizer is not that of another's.
+    let stages = "[optimizer]\nmoments = \"bf16\"\n[[stage]]\nname = \"a\"\n[[stage]]\nname = \"b\"\n[stage.optimizer]\n\
+                  kind = \"adamw8bit\"\n[[stage]]\nname = \"c\"\n[stage.optimizer]\nlearning_rate = 1e-3\n";
+    let stages = parse(&format!("{SMALL}{stages}"), &[]).stages().unwrap();
+    let moments: Vec<_> = stages.iter().map(|stage| stage.optimizer.moments).collect();
+    assert_eq!(moments, [Some(Moments::Bf16), None, Some(Moments::Bf16)]);
+    let saved = parse(SMALL, &[]);
+    let conflicts = |overrides: &[&str]| parse(SMALL, overrides).resume_conflicts(&saved).unwrap();
+    assert!(conflicts(&["optimizer.moments=f32"]).is_empty());
+    assert_eq!(conflicts(&["optimizer.moments=bf16"]), ["optimizer.moments"]);
+    assert_eq!(
+        conflicts(&["optimizer.kind=adamw8bit"]),
+        ["optimizer.kind", "optimizer.moments"]
+    );
+}
+
+#[test]
 fn a_vector_in_closed_form_takes_no_steps() {
     let adapter = "[adapter]\nkind = \"steering\"\nfit = \"closed-form\"\nsource = \"rows\"\n";
     let recipe = parse(&format!("{SMALL}{adapter}"), &["data.sources.0.name=rows"]);
@@ -290,7 +314,10 @@ fn shipped_recipes_load_and_satisfy_the_schema() {
         let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
         assert!(errors.is_empty(), "{name}: {errors:?}");
         let recipe = Recipe::load(&folder.join(name), &[]).unwrap_or_else(|error| panic!("{error}"));
-        for path in recipe.data.sources.iter().flat_map(|source| source.path.paths()) {
+        let tasks = recipe.eval.tasks.iter().map(|task| task.path.as_path());
+        let template = Some(Path::new(&recipe.data.template)).filter(|path| path.is_absolute());
+        let sources = recipe.data.sources.iter().flat_map(|source| source.path.paths());
+        for path in sources.chain(tasks).chain(template) {
             let path = path.strip_prefix(folder.canonicalize().unwrap()).unwrap();
             assert!(
                 shipped.files.iter().any(|(file, _)| Path::new(file) == path),
@@ -331,7 +358,7 @@ fn the_schema_describes_every_key_and_refuses_what_the_loader_refuses() {
         "[adapter]\ntargets = \"q_proj\"",
         "[adapter]\ndropout = 1.0",
         "[optimizer]\nbetas = [0.9, 1.0]",
-        "[model.quantization]\nscheme = \"nf4\"",
+        "[model.quantization]\nscheme = \"fp4\"",
         "[[stage]]\nname = \"a\"\noutput = \"x\"",
         "[[stage]]\nname = \"a/b\"",
     ] {
@@ -371,7 +398,7 @@ prop_compose! {
             (1..u64::from(u32::MAX)).prop_map(Length::Tokens),
             (1e-3..1e3_f64).prop_map(Length::Epochs),
         ],
-        device in prop_oneof![Just(Device::Auto), Just(Device::Cuda(None)), (0..9_usize).prop_map(|n| Device::Cuda(Some(n)))],
+        device in prop_oneof![Just(Device::Auto), Just(Device::Cuda(None)), (0..9_usize).prop_map(|n| Device::Cuda(Some(n))), Just(Device::Tch), Just(Device::TchCuda(None)), (0..9_usize).prop_map(|n| Device::TchCuda(Some(n)))],
         staged in any::<bool>(),
     ) -> Recipe {
         let mut recipe = parse(SMALL, &[]);

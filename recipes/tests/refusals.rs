@@ -44,8 +44,6 @@ fn unknown_keys() {
 
 #[test]
 fn keys_and_values_of_later_versions() {
-    assert_snapshot!(with("[model.quantization]\nscheme = \"nf4\""), @r#"my.toml:8: `model.quantization` is not in this version of Interlingua yet. Leave it out."#);
-    assert_snapshot!(set("model.device=tch"), @r#"--set model.device=tch: `model.device` is "tch", which this version of Interlingua does not have yet. Use "auto", "cpu", "cuda", or "cuda:N" with a GPU's index."#);
     assert_snapshot!(set("train.parameters=new-tokens"), @r#"--set train.parameters=new-tokens: `train.parameters` is "new-tokens", which this version of Interlingua does not have yet. Use "auto", a list of parameter names, or "re:" and a regular expression."#);
     assert_snapshot!(set("data.sources.0.format=stepwise"), @r#"--set data.sources.0.format=stepwise: `data.sources.0.format` is "stepwise", which this version of Interlingua does not have yet. Use "alpaca", "sharegpt", "messages", "prompt-completion", "text", "preference", "kto", "parallel", "choice" or "tokens"."#);
 }
@@ -72,6 +70,20 @@ fn adapters() {
     my.toml:10: `adapter.route` asks for an adapter for each language, but `adapter.kind` is "none". Set the kind, or leave it out.
     my.toml:11: `adapter.under` names adapters below the trained one, but `adapter.kind` is "none". Set the kind, or leave it out.
     "#);
+}
+
+#[test]
+fn quantization() {
+    let quantised = |lines: &str| with(&format!("[adapter]\n[model.quantization]\n{lines}"));
+    assert_snapshot!(quantised("scheme = \"fp4\""), @"");
+    assert_snapshot!(quantised("block = 96"), @"");
+    assert_snapshot!(quantised("block = 32"), @"");
+    assert_snapshot!(quantised("scheme = \"int8\"\ndouble = true"), @"");
+    assert_snapshot!(with("[model.quantization]"), @"");
+    assert_snapshot!(with("[model.quantization]\n[train]\nparameters = \"re:layers.3.mlp\""), @"");
+    assert_snapshot!(with("[model.quantization]\nhead = true\n[train]\nparameters = [\"lm_head\"]"), @"");
+    assert_snapshot!(with("[model.quantization]\nhead = true\n[adapter]\nmodules_to_save = [\"embed_tokens\", \"lm_head\"]"), @"");
+    assert_snapshot!(with("[model.quantization]\n[adapter]\nmodules_to_save = [\"down_proj\"]"), @"");
 }
 
 #[test]
@@ -112,7 +124,8 @@ fn values_out_of_range() {
     assert_snapshot!(set("schedule.warmup=1.5"), @r#"--set schedule.warmup=1.5: `schedule.warmup` is 1.5, but must be a fraction below 1 of the run or a whole number of steps."#);
     assert_snapshot!(set("schedule.min_ratio=2"), @r#"--set schedule.min_ratio=2: `schedule.min_ratio` is 2, but must be a number from 0 to 1."#);
     assert_snapshot!(set("train.freeze=[{match='x', until=2}]"), @r#"--set train.freeze=[{match='x', until=2}]: `train.freeze.0.until` is 2, but must be a number above 0 and of at most 1."#);
-    assert_snapshot!(set("model.device=cuda:x"), @r#"--set model.device=cuda:x: `model.device` is "cuda:x", but must be "auto", "cpu", "cuda", or "cuda:N" with a GPU's index."#);
+    assert_snapshot!(set("model.device=cuda:x"), @r#"--set model.device=cuda:x: `model.device` is "cuda:x", but must be "auto", "cpu", "cuda", "tch", "tch:cuda", or "cuda:N" or "tch:cuda:N" with a GPU's index."#);
+    assert_snapshot!(set("model.device=tch:1"), @r#"--set model.device=tch:1: `model.device` is "tch:1", but must be "auto", "cpu", "cuda", "tch", "tch:cuda", or "cuda:N" or "tch:cuda:N" with a GPU's index."#);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use interlingua_tests::adapter_run::{arguments, write};
 use interlingua_tests::binary::Scratch;
-use interlingua_tests::numbers::{column, rows};
+use interlingua_tests::numbers::{column, rows, tensors};
 
 fn scratch() -> Scratch {
     let scratch = Scratch::new();
@@ -133,6 +133,28 @@ fn more_steps_go_on_where_the_run_ended() {
     let ran = extended.run(arguments(&["train.steps=9"]));
     assert!(ran.succeeds().stderr.contains("step 5"), "{ran:?}");
     assert_same(&whole.path("run"), &extended.path("run"));
+}
+
+/// Recipes said nothing of moments once, and checkpoints had the two of each parameter in f32 under these names.
+#[test]
+fn a_run_from_before_moments_had_formats_goes_on() {
+    let (whole, earlier) = (scratch(), scratch());
+    whole.run(arguments(&["train.steps=9"])).succeeds();
+    earlier.run(arguments(&["train.steps=5"])).succeeds();
+    let recipe = earlier.read("run/recipe.toml");
+    assert!(recipe.contains("moments = \"f32\"\n"));
+    earlier.write("run/recipe.toml", recipe.replace("moments = \"f32\"\n", ""));
+    let names = |file: &str| -> Vec<String> {
+        let tensors = tensors(&checkpoint(&earlier.path("run"), 5).join(file));
+        tensors.into_keys().collect()
+    };
+    let of_parameters = names("parameters.safetensors");
+    let moments = of_parameters
+        .iter()
+        .flat_map(|name| [format!("{name}.first"), format!("{name}.second")]);
+    assert!(names("optimizer.safetensors").into_iter().eq(moments));
+    earlier.run(arguments(&["train.steps=9"])).succeeds();
+    assert_same(&whole.path("run"), &earlier.path("run"));
 }
 
 #[test]

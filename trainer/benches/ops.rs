@@ -4,11 +4,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Device, Distribution, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 use divan::{Bencher, black_box};
 use interlingua_trainer::ops::adamw::{
     AdamWStep, adamw_step, adamw_step_reference, sum_of_squares, sum_of_squares_reference,
 };
+use interlingua_trainer::ops::adamw_bf16::{adamw_step_bf16, adamw_step_bf16_reference};
+use interlingua_trainer::ops::adamw8bit::{BLOCK, Quantized, adamw8bit_step, adamw8bit_step_reference};
 use interlingua_trainer::ops::attention::{AttentionLayout, attention, attention_cached, attention_reference};
 use interlingua_trainer::ops::cross_entropy::{
     softmax_cross_entropy, softmax_cross_entropy_reference, target_log_probs, target_log_probs_reference,
@@ -34,6 +36,16 @@ fn main() {
     interlingua_trainer::memory::keep_freed_blocks();
     divan::main();
 }
+
+/// A step of the optimizer.
+const ADAMW: AdamWStep = AdamWStep {
+    learning_rate: 1e-3,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+    weight_decay: 0.01,
+    step: 10,
+};
 
 /// Which of the two is timed.
 const VERSIONS: [&str; 2] = ["kernel", "reference"];
@@ -110,6 +122,7 @@ fn layout() -> AttentionLayout {
         boundaries,
         window: None,
         scale: (HEAD_DIM as f32).powf(-0.5),
+        softcap: None,
     }
 }
 
@@ -192,18 +205,47 @@ fn adamw_of_a_projection(bencher: Bencher, version: &str) {
     } else {
         adamw_step_reference
     };
-    let step = AdamWStep {
-        learning_rate: 1e-3,
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.01,
-        step: 10,
-    };
     let shape = [FEED_FORWARD, HIDDEN];
     bencher
         .with_inputs(|| (random(shape), random(shape), random(shape), random(shape).abs()))
-        .bench_local_values(|(parameter, gradient, first, second)| function(parameter, gradient, first, second, &step));
+        .bench_local_values(|(parameter, gradient, first, second)| {
+            function(parameter, gradient, first, second, &ADAMW)
+        });
+}
+
+#[divan::bench(args = VERSIONS)]
+fn adamw_bf16_of_a_projection(bencher: Bencher, version: &str) {
+    let function = if version == "kernel" {
+        adamw_step_bf16
+    } else {
+        adamw_step_bf16_reference
+    };
+    let length = [FEED_FORWARD * HIDDEN];
+    let moment = || random(length).abs().cast(DType::BF16);
+    bencher
+        .with_inputs(|| (random(length), random(length), moment(), moment()))
+        .bench_local_values(|(parameter, gradient, first, second)| {
+            function(parameter, gradient, first, second, &ADAMW)
+        });
+}
+
+#[divan::bench(args = VERSIONS)]
+fn adamw8bit_of_a_projection(bencher: Bencher, version: &str) {
+    let function = if version == "kernel" {
+        adamw8bit_step
+    } else {
+        adamw8bit_step_reference
+    };
+    let length = FEED_FORWARD * HIDDEN;
+    let moment = || {
+        let codes = (0..length).map(|index| (index * 37 % 256) as u8).collect();
+        Quantized::new(codes, vec![0.1; length.div_ceil(BLOCK)], &Device::flex())
+    };
+    bencher
+        .with_inputs(|| (random([length]), random([length]), moment(), moment()))
+        .bench_local_values(|(parameter, gradient, first, second)| {
+            function(parameter, gradient, first, second, &ADAMW)
+        });
 }
 
 #[divan::bench(args = VERSIONS)]

@@ -137,7 +137,7 @@ pub fn merge(
         load_for_inference(model, adapters, WantedDtype::F32, device, quantization)
     };
     let (plain, folder) = open(&[], quantization)?;
-    if folder.is_quantised() && base == MergeBase::Original {
+    if folder.config().quantization.is_some() && base == MergeBase::Original {
         return Err(TrainError::Setup(format!(
             "{}: these weights are quantised themselves, so there are no others to merge into; name the folder of the 16-bit \
              weights, or merge into the dequantised ones",

@@ -14,10 +14,11 @@ use crate::model_folder::ModelFolder;
 use crate::write::{MAX_SHARD_BYTES, TensorSpec, write_model_folder};
 
 /// Keys of `config.json` that say nothing about what a model computes.
-const FREE_KEYS: [&str; 5] = [
+const FREE_KEYS: [&str; 6] = [
     "_name_or_path",
     "architectures",
     "dtype",
+    "quantization_config",
     "torch_dtype",
     "transformers_version",
 ];

@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use super::dynamic;
 
 /// Magnitudes that are quantised together.
-const NESTED_BLOCK: usize = 256;
+pub(super) const NESTED_BLOCK: usize = 256;
 
 /// The largest magnitude of each block of a quantised matrix.
 #[derive(Clone, Debug, PartialEq)]

@@ -60,10 +60,13 @@ pub(super) fn quantise(values: &[f32], map: &[f32; 256], block: usize) -> (Vec<u
 }
 
 /// The mean, with the additions in the order in which PyTorch does them on one thread: eight lanes, four rows at a time,
-/// sums of sums on four levels, so that the last bit is the same.
+/// sums of sums on four levels, so that the last bit is the same; 0 of nothing.
 pub(super) fn mean(values: &[f32]) -> f32 {
     const LANES: usize = 8;
     const ROWS: usize = 4;
+    if values.is_empty() {
+        return 0.0;
+    }
     let (lanes, rest) = values.as_chunks::<LANES>();
     let (rows, single) = lanes.as_chunks::<ROWS>();
     let mut sums = cascade(rows);

@@ -4,15 +4,19 @@
 //! so that its checkpoints are read as they are and ours could be read by it.
 
 mod absmax;
+mod cache;
 mod dynamic;
 mod int8;
 mod nf4;
+mod quantise;
 mod scheme;
+pub(crate) mod stored;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 pub use absmax::Absmax;
+pub use cache::PackedCache;
 pub use dynamic::dynamic_map;
 pub use nf4::{LEVELS, is_block};
 pub use scheme::{Quantization, Scheme};

@@ -1,5 +1,7 @@
 //! How the weights of a model are quantised.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// What of a model is quantised, and how: the linear layers of its blocks.
@@ -26,4 +28,16 @@ pub enum Scheme {
     },
     /// int8 by rows.
     Int8,
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nf4 { block, double } => {
+                let double = if *double { " and double quantisation" } else { "" };
+                write!(formatter, "NF4 with blocks of {block}{double}")
+            }
+            Self::Int8 => formatter.write_str("int8"),
+        }
+    }
 }

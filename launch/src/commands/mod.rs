@@ -2,6 +2,7 @@
 
 pub(crate) mod completions;
 pub(crate) mod doctor;
+pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod init;
@@ -33,6 +34,7 @@ pub(crate) fn run(cli: &Cli) -> CommandResult {
         Command::Prepare(arguments) => prepare::run(arguments, global),
         Command::Sweep(arguments) => sweep::run(arguments, global),
         Command::Tokenizer(tokenizer::Command::Train(arguments)) => tokenizer::train(arguments, global),
+        Command::Eval(arguments) => eval::run(arguments, global),
         Command::Generate(arguments) => generate::run(arguments, global),
         Command::Export(arguments) => export::run(arguments, global),
         Command::Merge(arguments) => merge::run(arguments, global),

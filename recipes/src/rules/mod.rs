@@ -3,6 +3,7 @@
 mod adapter;
 mod mixture;
 mod objective;
+mod quantization;
 mod sources;
 mod tasks;
 
@@ -26,6 +27,7 @@ pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     let mut findings = Vec::new();
     model(recipe, &mut findings);
     adapter::check(recipe, &mut findings);
+    quantization::check(recipe, &mut findings);
     sources::check(recipe, &mut findings);
     lengths(recipe, &mut findings);
     tasks::check(recipe, &mut findings);
@@ -34,6 +36,13 @@ pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     optimizer(recipe, &mut findings);
     mixture::check(recipe, &mut findings);
     objective::check(recipe, &mut findings);
+    findings
+}
+
+/// Everything that is wrong with the tasks of a recipe that only evaluates.
+pub(crate) fn check_tasks(recipe: &Recipe) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    tasks::check(recipe, &mut findings);
     findings
 }
 

@@ -8,7 +8,7 @@ use crate::recipe::Recipe;
 use crate::reference::ReferenceAdapter;
 use crate::source::{Format, SourceUse};
 
-/// The first number that the chosen objective, adapter or auxiliary loss does not read.
+/// The first number that the chosen objective, adapter, quantisation or auxiliary loss does not read.
 pub(crate) fn unread_numbers(recipe: &Recipe) -> Option<Finding> {
     let objective = &recipe.objective;
     let kind = objective.kind;
@@ -31,6 +31,16 @@ pub(crate) fn unread_numbers(recipe: &Recipe) -> Option<Finding> {
     let numbers = adapter.kind.numbers();
     if let Some(key) = adapter.set_numbers().into_iter().find(|key| !numbers.contains(key)) {
         return Some(unread(&format!("adapter.{key}"), adapter.kind.name(), numbers));
+    }
+    if let Some(quantization) = &recipe.model.quantization {
+        let (set, numbers) = (quantization.set_numbers(), quantization.scheme.numbers());
+        if let Some(key) = set.into_iter().find(|key| !numbers.contains(key)) {
+            return Some(unread(
+                &format!("model.quantization.{key}"),
+                quantization.scheme.name(),
+                numbers,
+            ));
+        }
     }
     objective.auxiliary.iter().enumerate().find_map(|(index, auxiliary)| {
         let numbers = auxiliary.kind.numbers();

@@ -38,7 +38,7 @@ pub(super) fn set_up(gpu: &Gpu) -> &'static Kernels {
             tracing::warn!("CubeCL was set up before the device was chosen: compiled kernels are kept where it keeps them by default");
         }
         // CubeCL makes its file when the first kernel is compiled.
-        let new = !cubecl::environment::environment::path().exists();
+        let new = !cubecl::environment::path().exists();
         Kernels { folder, new }
     })
 }

@@ -107,6 +107,7 @@ impl Inputs {
             boundaries: self.boundaries.clone(),
             window,
             scale,
+            softcap: None,
         }
     }
 }

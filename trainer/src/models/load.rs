@@ -63,7 +63,7 @@ impl Storage<'_> {
 pub fn load(config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Model, TrainError> {
     let mut builder = Builder {
         config,
-        weights: WeightSource::new(config, weights, storage),
+        weights: WeightSource::new(config, weights, storage)?,
         parameters: Parameters::default(),
     };
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);

@@ -4,7 +4,7 @@
 use burn::tensor::{DType, Device};
 use interlingua_checkpoints::config::ModelConfig;
 use interlingua_checkpoints::dtype::{Dtype, encode_f32};
-use interlingua_checkpoints::packed::{Bytes, Packed, Scheme};
+use interlingua_checkpoints::packed::{Bytes, Packed, PackedCache, Scheme};
 use rayon::prelude::*;
 
 use super::load::{Storage, Weights, tensor};
@@ -44,15 +44,32 @@ pub(super) struct WeightSource<'a> {
     config: &'a ModelConfig,
     weights: &'a Weights<'a>,
     storage: &'a Storage<'a>,
+    /// Quantised weights of an earlier start.
+    cache: Option<PackedCache>,
 }
 
 impl<'a> WeightSource<'a> {
-    pub(super) fn new(config: &'a ModelConfig, weights: &'a Weights<'a>, storage: &'a Storage<'a>) -> Self {
-        Self {
+    /// # Errors
+    /// When weights that are to be quantised cannot be read.
+    pub(super) fn new(
+        config: &'a ModelConfig,
+        weights: &'a Weights<'a>,
+        storage: &'a Storage<'a>,
+    ) -> Result<Self, TrainError> {
+        let cache = match (weights, storage.cache, storage.quantization) {
+            (Weights::Folder(folder), Some(path), Some(quantization)) if config.quantization.is_none() => {
+                let matrices = quantised_matrices(config, storage);
+                let mut say = |note: &str| tracing::warn!("{note}");
+                PackedCache::open_or_make(path, folder, quantization.scheme, &matrices, &mut say)?
+            }
+            _ => None,
+        };
+        Ok(Self {
             config,
             weights,
             storage,
-        }
+            cache,
+        })
     }
 
     /// Whether a parameter is trained at some time.
@@ -63,18 +80,32 @@ impl<'a> WeightSource<'a> {
     /// The values of a parameter, kept as its role asks for.
     pub(super) fn value(&self, name: &str, shape: &[usize], role: Role) -> Result<Stored, TrainError> {
         let matrix = <[usize; 2]>::try_from(shape).ok();
-        let packed = match (self.kept(name, role), matrix) {
-            (Kept::Dense, _) | (_, None) => None,
-            (Kept::Quantised, Some(shape)) => Some(self.quantised(name, shape)?),
-            (Kept::Stored, Some(shape)) => Some(self.stored(name, shape)?.in_memory()),
-            (Kept::Mapped, Some(shape)) => Some(self.stored(name, shape)?),
-        };
-        let Storage { dtype, device, .. } = self.storage;
-        Ok(match packed {
-            Some(packed) => Stored::Packed(PackedWeight::new(packed, device)),
-            None => {
+        let Storage {
+            dtype, device, offload, ..
+        } = self.storage;
+        Ok(match (self.kept(name, role), matrix) {
+            (Kept::Dense, _) | (_, None) => {
                 let dtype = if self.trains(name) { DType::F32 } else { *dtype };
                 Stored::Dense(tensor(self.numbers(name, shape)?, device, dtype))
+            }
+            (Kept::Quantised, Some(shape)) => {
+                let packed = self.quantised(name, shape)?;
+                Stored::Packed(if *offload && role == Role::Linear {
+                    PackedWeight::offloaded(packed, device)
+                } else {
+                    PackedWeight::new(packed, device)
+                })
+            }
+            (Kept::Stored, Some(shape)) => {
+                Stored::Packed(PackedWeight::on_host_for(self.stored(name, shape)?.in_memory(), device))
+            }
+            (Kept::Mapped, Some(shape)) => {
+                let packed = self.stored(name, shape)?;
+                Stored::Packed(if role == Role::Linear {
+                    PackedWeight::offloaded(packed, device)
+                } else {
+                    PackedWeight::on_host_for(packed, device)
+                })
             }
         })
     }
@@ -87,7 +118,7 @@ impl<'a> WeightSource<'a> {
             ..
         } = self.storage;
         let (is_file, packed) = match self.weights {
-            Weights::Folder(_) => (true, false),
+            Weights::Folder(folder) => (true, folder.is_packed(name)),
             Weights::Random { .. } => (false, false),
         };
         let on_cpu = *device == Device::flex();
@@ -101,17 +132,12 @@ impl<'a> WeightSource<'a> {
             Role::Linear if *offload => Kept::Mapped,
             // A GPU computes with them as they are; a CPU would need twice the memory for that.
             Role::Embedding | Role::Head if on_cpu && *offload => Kept::Mapped,
-            Role::Embedding | Role::Head if on_cpu && (quantization.is_some() || self.is_quantised_folder()) => {
+            Role::Embedding | Role::Head
+                if on_cpu && (quantization.is_some() || self.config.quantization.is_some()) =>
+            {
                 Kept::Stored
             }
             _ => Kept::Dense,
-        }
-    }
-
-    fn is_quantised_folder(&self) -> bool {
-        match self.weights {
-            Weights::Folder(_) => false,
-            Weights::Random { .. } => false,
         }
     }
 
@@ -125,7 +151,7 @@ impl<'a> WeightSource<'a> {
     /// A matrix in the format of its file.
     fn stored(&self, name: &str, shape: [usize; 2]) -> Result<Packed, TrainError> {
         if let Weights::Folder(folder) = self.weights {
-            return Ok(folder.map(name, shape)?);
+            return Ok(folder.read_packed(name, shape)?);
         }
         let dtype = self.config.dtype.unwrap_or(Dtype::F32);
         let bytes = encode_f32(dtype, &self.numbers(name, &shape)?);
@@ -133,14 +159,54 @@ impl<'a> WeightSource<'a> {
     }
 
     fn quantised(&self, name: &str, shape: [usize; 2]) -> Result<Packed, TrainError> {
-        let values = || self.numbers(name, &shape);
-        match self.storage.quantization.map(|it| it.scheme) {
-            Some(Scheme::Nf4 { block, double }) => Ok(Packed::nf4(&values()?, shape, block, double)),
-            Some(Scheme::Int8) => Ok(Packed::int8(&values()?, shape)),
+        let packed = match (self.weights, &self.cache, self.storage.quantization) {
             // Its file is quantised.
-            None => self.stored(name, shape),
-        }
+            (_, _, None) => self.stored(name, shape)?,
+            (Weights::Folder(_), Some(cache), _) => cache.read(name, shape)?,
+            (Weights::Folder(folder), None, Some(quantization)) => folder.pack(name, shape, quantization.scheme)?,
+            (Weights::Random { .. }, _, Some(quantization)) => {
+                let values = self.numbers(name, &shape)?;
+                match quantization.scheme {
+                    Scheme::Nf4 { block, double } => Packed::nf4(&values, shape, block, double),
+                    Scheme::Int8 => Packed::int8(&values, shape),
+                }
+            }
+        };
+        Ok(if self.storage.offload {
+            packed
+        } else {
+            packed.in_memory()
+        })
     }
+}
+
+/// The matrices that a storage quantises, with their shapes.
+fn quantised_matrices(config: &ModelConfig, storage: &Storage) -> Vec<(String, [usize; 2])> {
+    let Some(quantization) = storage.quantization else {
+        return Vec::new();
+    };
+    let (hidden, inner, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (queries, keys) = (
+        config.num_attention_heads * head_dim,
+        config.num_key_value_heads * head_dim,
+    );
+    let linears = [
+        ("self_attn.q_proj", [queries, hidden]),
+        ("self_attn.k_proj", [keys, hidden]),
+        ("self_attn.v_proj", [keys, hidden]),
+        ("self_attn.o_proj", [hidden, queries]),
+        ("mlp.gate_proj", [inner, hidden]),
+        ("mlp.up_proj", [inner, hidden]),
+        ("mlp.down_proj", [hidden, inner]),
+    ];
+    let of_blocks = (0..config.num_hidden_layers)
+        .flat_map(|block| linears.map(|(path, shape)| (format!("model.layers.{block}.{path}.weight"), shape)));
+    let head =
+        (quantization.head && !config.tie_word_embeddings).then(|| (HEAD.to_owned(), [config.vocab_size, hidden]));
+    of_blocks
+        .chain(head)
+        .filter(|(name, _)| !(storage.trainable)(name))
+        .collect()
 }
 
 /// Name of the head where it is not the embedding.

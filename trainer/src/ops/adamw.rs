@@ -1,6 +1,9 @@
 //! One step of AdamW (Loshchilov and Hutter, 2019) in the order of torch.optim.AdamW, and the sums over gradients that
 //! an optimizer step needs. All tensors here are without a graph.
 
+#[cfg(feature = "cube")]
+mod cube;
+
 use burn::backend::Flex;
 use burn::tensor::{DType, Tensor};
 use multiversion::multiversion;
@@ -39,14 +42,14 @@ pub fn adamw_step<const D: usize>(
         && runs_on_flex(&gradient)
         && runs_on_flex(&first_moment)
         && runs_on_flex(&second_moment);
-    if !all_on_flex {
-        return adamw_step_reference(parameter, gradient, first_moment, second_moment, step);
-    }
     let shape = parameter.dims();
     let same = [gradient.dims(), first_moment.dims(), second_moment.dims()]
         .iter()
         .all(|other| *other == shape);
     assert!(same, "gradient and moments of a parameter of {shape:?}");
+    if !all_on_flex {
+        return adamw_step_elsewhere(parameter, gradient, first_moment, second_moment, step);
+    }
     let (mut parameter, gradient, mut first_moment, mut second_moment) = match (
         plain(parameter),
         plain(gradient),
@@ -81,6 +84,54 @@ pub fn adamw_step<const D: usize>(
         Tensor::from_primitive::<Flex>(first_moment),
         Tensor::from_primitive::<Flex>(second_moment),
     )
+}
+
+/// One step on a device other than the CPU.
+#[cfg(feature = "cube")]
+fn adamw_step_elsewhere<const D: usize>(
+    parameter: Tensor<D>,
+    gradient: Tensor<D>,
+    first_moment: Tensor<D>,
+    second_moment: Tensor<D>,
+    step: &AdamWStep,
+) -> (Tensor<D>, Tensor<D>, Tensor<D>) {
+    use super::cube::{plain, tensor};
+
+    let all = [&parameter, &gradient, &first_moment, &second_moment];
+    if !all
+        .iter()
+        .all(|tensor| tensor.dtype() == DType::F32 && super::runs_on_cube(*tensor) && !tensor.device().is_autodiff())
+    {
+        return adamw_step_reference(parameter, gradient, first_moment, second_moment, step);
+    }
+    match (
+        plain(parameter),
+        plain(gradient),
+        plain(first_moment),
+        plain(second_moment),
+    ) {
+        (Ok(parameter), Ok(gradient), Ok(first), Ok(second)) => {
+            let (parameter, first, second) = cube::step(parameter, gradient, first, second, Numbers::new(step));
+            (tensor(parameter), tensor(first), tensor(second))
+        }
+        (parameter, gradient, first, second) => {
+            let [parameter, gradient, first, second] =
+                [parameter, gradient, first, second].map(|each| each.map_or_else(|each| *each, tensor));
+            adamw_step_reference(parameter, gradient, first, second, step)
+        }
+    }
+}
+
+/// One step on a device other than the CPU.
+#[cfg(not(feature = "cube"))]
+fn adamw_step_elsewhere<const D: usize>(
+    parameter: Tensor<D>,
+    gradient: Tensor<D>,
+    first_moment: Tensor<D>,
+    second_moment: Tensor<D>,
+    step: &AdamWStep,
+) -> (Tensor<D>, Tensor<D>, Tensor<D>) {
+    adamw_step_reference(parameter, gradient, first_moment, second_moment, step)
 }
 
 /// The factors of one step, each computed in f64 and rounded once, as torch does.

@@ -1,6 +1,8 @@
 //! Causal attention over packed sequences (Dao, "FlashAttention-2", 2023): no sequence sees another, keys and values of
 //! grouped-query attention are not repeated, and no [tokens, tokens] matrix is formed.
 
+#[cfg(feature = "cube")]
+mod cube;
 mod kernel;
 
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use burn::tensor::{Bool, DType, Tensor, TensorData, activation};
 pub use kernel::Spans;
 
 use super::flex::{dense, dimensions, tensor, values};
-use super::runs_on_flex;
+use super::has_kernel;
 
 /// Which keys a query sees.
 #[derive(Clone, Debug)]
@@ -26,6 +28,8 @@ pub struct AttentionLayout {
     pub window: Option<usize>,
     /// What scores are multiplied with before the softmax, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Bound of the scores: a score s becomes `cap * tanh(s / cap)` (Gemma 2).
+    pub softcap: Option<f32>,
 }
 
 /// Causal attention within each sequence. q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]`, output
@@ -43,7 +47,7 @@ pub fn attention_cached(
     key_boundaries: &Arc<[usize]>,
     layout: &AttentionLayout,
 ) -> Tensor<2> {
-    if !runs_on_flex(&q) {
+    if !has_kernel(&q) {
         return attention_reference(q, k, v, key_boundaries, layout);
     }
     let [_, heads, head_dim] = q.dims();
@@ -52,6 +56,7 @@ pub fn attention_cached(
         keys: key_boundaries.clone(),
         window: layout.window,
         scale: layout.scale,
+        softcap: layout.softcap,
         heads,
         kv_heads: k.dims()[1],
         head_dim,
@@ -99,9 +104,11 @@ pub fn attention_reference(
         }
         let hidden = Tensor::<3, Bool>::from_data(TensorData::new(hidden, [1, query_count, key_count]), &device);
         let scores = q.matmul(repeat(&k).swap_dims(1, 2)) * layout.scale;
-        let scores = scores
-            .cast(DType::F32)
-            .mask_fill(hidden.expand([heads, query_count, key_count]), f32::NEG_INFINITY);
+        let scores = match layout.softcap {
+            Some(cap) => (scores.cast(DType::F32) / cap).tanh() * cap,
+            None => scores.cast(DType::F32),
+        };
+        let scores = scores.mask_fill(hidden.expand([heads, query_count, key_count]), f32::NEG_INFINITY);
         let probabilities = activation::softmax(scores, 2).cast(dtype);
         let output = probabilities.matmul(repeat(&v)).swap_dims(0, 1);
         outputs.push(output.reshape([query_count, heads * head_dim]));
@@ -110,7 +117,7 @@ pub fn attention_reference(
 }
 
 /// Attention as an operation of a backend.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Cube: cfg(feature = "cube"), Flex, Autodiff)]
 pub trait AttentionOps: Backend {
     /// The output `[queries, heads * head_dim]`.
     fn attention_forward(

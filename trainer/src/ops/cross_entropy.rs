@@ -1,5 +1,8 @@
 //! Log-probabilities of target tokens and the gradient of a weighted cross-entropy, from logits without a graph.
 
+#[cfg(feature = "cube")]
+mod cube;
+
 use burn::backend::Flex;
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, activation};
 use multiversion::multiversion;
@@ -26,8 +29,27 @@ pub fn softmax_cross_entropy(logits: Tensor<2>, targets: &[u32], scale: &[f32]) 
             });
             (log_probs, Tensor::from_primitive::<Flex>(logits))
         }
+        Err(logits) => softmax_cross_entropy_elsewhere(*logits, targets, scale),
+    }
+}
+
+#[cfg(feature = "cube")]
+fn softmax_cross_entropy_elsewhere(logits: Tensor<2>, targets: &[u32], scale: &[f32]) -> (Vec<f32>, Tensor<2>) {
+    if !super::runs_on_cube(&logits) {
+        return softmax_cross_entropy_reference(logits, targets, scale);
+    }
+    match super::cube::plain(logits) {
+        Ok(logits) => {
+            assert_eq!(scale.len(), targets.len(), "one scale per row of logits");
+            cube::softmax_cross_entropy(logits, targets, scale)
+        }
         Err(logits) => softmax_cross_entropy_reference(*logits, targets, scale),
     }
+}
+
+#[cfg(not(feature = "cube"))]
+fn softmax_cross_entropy_elsewhere(logits: Tensor<2>, targets: &[u32], scale: &[f32]) -> (Vec<f32>, Tensor<2>) {
+    softmax_cross_entropy_reference(logits, targets, scale)
 }
 
 /// The log-probability of `targets[r]` in each row of logits `[rows, vocabulary]`.
@@ -46,8 +68,24 @@ pub fn target_log_probs(logits: Tensor<2>, targets: &[u32]) -> Vec<f32> {
             });
             log_probs
         }
+        Err(logits) => target_log_probs_elsewhere(*logits, targets),
+    }
+}
+
+#[cfg(feature = "cube")]
+fn target_log_probs_elsewhere(logits: Tensor<2>, targets: &[u32]) -> Vec<f32> {
+    if !super::runs_on_cube(&logits) {
+        return target_log_probs_reference(logits, targets);
+    }
+    match super::cube::plain(logits) {
+        Ok(logits) => cube::target_log_probs(logits, targets),
         Err(logits) => target_log_probs_reference(*logits, targets),
     }
+}
+
+#[cfg(not(feature = "cube"))]
+fn target_log_probs_elsewhere(logits: Tensor<2>, targets: &[u32]) -> Vec<f32> {
+    target_log_probs_reference(logits, targets)
 }
 
 /// The kernels index rows with the targets.

@@ -12,14 +12,17 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 use interlingua_checkpoints::packed::Packed;
 
-use super::dropout::Dropout;
+use super::dequantize::packed_linear;
+use super::dropout::{Dropout, dropout};
 use super::flex::{dense, plain, tensor};
 use super::matrix::{Matrix, multiplied, multiply};
 use super::runs_on_flex;
-use super::weight::{self, Weight};
+use super::weight::{self, OnDevice, Weight};
+
+pub use super::dropout::dropout_reference;
 
 /// A low-rank adapter of a linear layer.
 #[derive(Clone)]
@@ -39,12 +42,20 @@ pub struct LowRank {
 pub fn linear(x: Tensor<2>, weight: impl Into<Weight>, bias: Option<Tensor<1>>, adapter: Option<LowRank>) -> Tensor<2> {
     let weight = weight.into();
     if !runs_on_flex(&x) {
-        let weight = weight.dense(x.dtype());
-        return linear_reference(x, weight, bias, adapter);
+        return match weight.here(x.dtype()) {
+            OnDevice::Dense(weight) => linear_of_parts(x, weight, bias, adapter, dropout),
+            OnDevice::Packed(weight) => {
+                let output = packed_linear(x.clone(), &weight, bias);
+                adapted(output, x, adapter, dropout)
+            }
+        };
     }
     let (weight, packed) = match weight {
         Weight::Dense(weight) => (Some(weight), None),
-        Weight::Packed(weight) => (None, Some(weight.packed().clone())),
+        Weight::Packed(weight) => match weight.on_host() {
+            Some(packed) => (None, Some(packed.clone())),
+            None => (Some(weight.dense(DType::F32)), None),
+        },
     };
     let options = LinearOptions {
         packed,
@@ -71,43 +82,56 @@ pub fn linear_reference(
     bias: Option<Tensor<1>>,
     adapter: Option<LowRank>,
 ) -> Tensor<2> {
+    linear_of_parts(x, weight, bias, adapter, dropout_reference)
+}
+
+/// The products and sums one by one.
+fn linear_of_parts(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    adapter: Option<LowRank>,
+    drop_out: fn(Tensor<2>, &Dropout) -> Tensor<2>,
+) -> Tensor<2> {
     let mut output = x.clone().matmul(weight.transpose());
     if let Some(bias) = bias {
         output = output + bias.unsqueeze::<2>();
     }
-    if let Some(LowRank { a, b, scale, dropout }) = adapter {
-        let x = match dropout {
-            Some(dropout) => dropout_reference(x, &dropout),
-            None => x,
-        };
-        output = output + x.matmul(a.transpose()).matmul(b.transpose()) * scale;
-    }
-    output
+    adapted(output, x, adapter, drop_out)
 }
 
-/// `x * mask / (1 - p)`, `[tokens, features]`, in plain tensor operations.
-pub fn dropout_reference(x: Tensor<2>, dropout: &Dropout) -> Tensor<2> {
-    let [tokens, features] = x.dims();
-    let factors = TensorData::new(dropout.factors(features), [tokens, features]);
-    let factors = Tensor::<2>::from_data(factors, (&x.device().without_autodiff(), DType::F32)).cast(x.dtype());
-    x * factors
+/// The base's output with what the adapter adds.
+fn adapted(
+    output: Tensor<2>,
+    x: Tensor<2>,
+    adapter: Option<LowRank>,
+    drop_out: fn(Tensor<2>, &Dropout) -> Tensor<2>,
+) -> Tensor<2> {
+    let Some(LowRank { a, b, scale, dropout }) = adapter else {
+        return output;
+    };
+    let x = match dropout {
+        Some(dropout) => drop_out(x, &dropout),
+        None => x,
+    };
+    output + x.matmul(a.transpose()).matmul(b.transpose()) * scale
 }
 
 /// `g W`, `[tokens, in]`: what the gradient g `[tokens, out]` of the output makes of the input, without a graph.
 pub fn input_gradient(gradient: Tensor<2>, weight: &Weight) -> Tensor<2> {
-    match weight {
-        Weight::Packed(weight) if runs_on_flex(&gradient) => match plain(gradient) {
-            Ok(gradient) => {
-                let (view, tokens, _) = matrix(&gradient);
-                let values = weight::input_gradient(view, weight.packed());
-                Tensor::from_primitive::<Flex>(tensor(values, [tokens, weight.packed().shape()[1]]))
-            }
-            Err(gradient) => gradient.matmul(weight.dense(DType::F32)),
-        },
-        weight => {
-            let dtype = gradient.dtype();
-            gradient.matmul(weight.dense(dtype))
+    let packed = match weight {
+        Weight::Packed(weight) if runs_on_flex(&gradient) => weight.on_host(),
+        _ => None,
+    };
+    let dtype = gradient.dtype();
+    match (packed, plain(gradient)) {
+        (Some(packed), Ok(gradient)) => {
+            let (view, tokens, _) = matrix(&gradient);
+            let values = weight::input_gradient(view, packed);
+            Tensor::from_primitive::<Flex>(tensor(values, [tokens, packed.shape()[1]]))
         }
+        (_, Ok(gradient)) => Tensor::from_primitive::<Flex>(gradient).matmul(weight.dense(dtype)),
+        (_, Err(gradient)) => gradient.matmul(weight.dense(dtype)),
     }
 }
 
@@ -392,7 +416,7 @@ impl<B: LinearBackward, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Distribution};
+    use burn::tensor::{Device, Distribution, TensorData};
 
     use super::*;
     use crate::ops::weight::PackedWeight;

@@ -1,11 +1,16 @@
 //! Operations with a kernel of their own. Each file holds the public function, its reference in plain tensor operations
-//! (the definition, and what runs where there is no kernel), the CPU kernel and the backward pass.
+//! (the definition, and what runs where there is no kernel), the CPU kernel and the backward pass; its folder holds the
+//! kernel in CubeCL, which runs on GPUs.
 
 pub mod adamw;
 pub mod adamw8bit;
 pub mod adamw_bf16;
 pub mod attention;
+pub mod check;
 pub mod cross_entropy;
+#[cfg(feature = "cube")]
+mod cube;
+pub mod dequantize;
 pub mod dropout;
 mod flex;
 pub mod linear;
@@ -21,6 +26,28 @@ pub mod vector;
 pub mod weight;
 
 use burn::tensor::{DType, Device, Tensor};
+
+/// Whether there are kernels for a tensor: for f32 on Burn's flex backend, and for f32, bf16 and f16 on a device of
+/// CubeCL. What has none runs the reference.
+pub fn has_kernel<const D: usize>(tensor: &Tensor<D>) -> bool {
+    runs_on_flex(tensor) || runs_on_cube(tensor)
+}
+
+/// Whether a tensor lies where the CubeCL kernels run.
+pub fn runs_on_cube<const D: usize>(tensor: &Tensor<D>) -> bool {
+    matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16) && is_cube(&tensor.device())
+}
+
+/// Whether a device is one of CubeCL: a GPU, or its CPU runtime.
+pub fn is_cube(device: &Device) -> bool {
+    #[cfg(feature = "cube")]
+    return cube::is_cube(device);
+    #[cfg(not(feature = "cube"))]
+    return {
+        let _ = device;
+        false
+    };
+}
 
 /// Whether a tensor lies where the CPU kernels run: f32 on Burn's flex backend.
 pub fn runs_on_flex<const D: usize>(tensor: &Tensor<D>) -> bool {

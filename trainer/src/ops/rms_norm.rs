@@ -1,5 +1,8 @@
 //! Root mean square layer normalisation (Zhang and Sennrich, 2019), as Transformers computes it.
 
+#[cfg(feature = "cube")]
+mod cube;
+
 use std::mem::MaybeUninit;
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -12,12 +15,12 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::flex::{ROWS, dense, dimensions, for_each_task, tensor, values, write_all};
-use super::{runs_on_flex, vector};
+use super::{has_kernel, vector};
 
 /// `x / sqrt(mean(x²) + eps) * weight` over the last dimension. x `[rows, size]`, weight `[size]`, output `[rows, size]`.
 /// Also the QK-norm of Qwen3, on `[tokens * heads, head_dim]`.
 pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
-    if !runs_on_flex(&x) {
+    if !has_kernel(&x) {
         return rms_norm_reference(x, weight, eps);
     }
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
@@ -34,7 +37,7 @@ pub fn rms_norm_reference(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2
 }
 
 /// The normalisation as an operation of a backend.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Cube: cfg(feature = "cube"), Flex, Autodiff)]
 pub trait RmsNormOps: Backend {
     /// The output `[rows, size]`.
     fn rms_norm_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self>;

@@ -1,5 +1,8 @@
 //! Rotary position embedding (Su et al., 2021) in the half-split form of Transformers (`rotate_half`).
 
+#[cfg(feature = "cube")]
+mod cube;
+
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -10,7 +13,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::flex::{ROWS, dense, dimensions, for_each_task, values};
-use super::runs_on_flex;
+use super::has_kernel;
 
 /// Cosines and sines of the angles of every token of a micro-batch.
 #[derive(Clone, Debug)]
@@ -65,7 +68,7 @@ impl RotaryTable {
 /// Rotates each pair `(x[i], x[i + rotary_dim / 2])` of each head by the angle of its token; what lies behind
 /// rotary_dim stays. x and output `[tokens, heads, head_dim]`. An x that nobody else holds is overwritten.
 pub fn rotary(x: Tensor<3>, table: &RotaryTable) -> Tensor<3> {
-    if !runs_on_flex(&x) {
+    if !has_kernel(&x) {
         return rotary_reference(x, table);
     }
     let (cos, sin) = (table.cos.clone().into_dispatch(), table.sin.clone().into_dispatch());
@@ -96,7 +99,7 @@ pub fn rotary_reference(x: Tensor<3>, table: &RotaryTable) -> Tensor<3> {
 }
 
 /// The rotation as an operation of a backend.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Cube: cfg(feature = "cube"), Flex, Autodiff)]
 pub trait RotaryOps: Backend {
     /// The output `[tokens, heads, head_dim]`; rotated by the negative angles when `inverse`.
     fn rotary_forward(

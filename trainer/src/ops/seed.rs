@@ -9,11 +9,11 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Gradients, Tensor, TensorData};
 
-use super::runs_on_flex;
+use super::has_kernel;
 
 /// Gradients of all leaves below `output` `[rows, columns]`, given the gradient of `output` (same shape, untracked).
 pub fn backward_from(output: Tensor<2>, gradient: Tensor<2>) -> Gradients {
-    if !runs_on_flex(&output) {
+    if !has_kernel(&output) {
         return (output * gradient).sum().backward();
     }
     let root = <Dispatch as SeedOps>::seed_gradient(output.into_dispatch(), gradient.into_dispatch());
@@ -21,7 +21,7 @@ pub fn backward_from(output: Tensor<2>, gradient: Tensor<2>) -> Gradients {
 }
 
 /// The root of such a backward pass as an operation of a backend.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Cube: cfg(feature = "cube"), Flex, Autodiff)]
 pub trait SeedOps: Backend {
     /// A scalar without meaning whose backward pass gives `output` its gradient.
     fn seed_gradient(output: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -30,6 +30,16 @@ pub trait SeedOps: Backend {
 impl SeedOps for Flex {
     fn seed_gradient(_output: FloatTensor<Self>, _gradient: FloatTensor<Self>) -> FloatTensor<Self> {
         FlexTensor::from_data(TensorData::new(vec![0.0f32], [1]))
+    }
+}
+
+#[cfg(feature = "cube")]
+impl SeedOps for burn::backend::Cube {
+    fn seed_gradient(output: FloatTensor<Self>, _gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+        use burn::backend::TensorMetadata;
+        use burn::backend::ops::FloatTensorOps;
+
+        Self::float_zeros([1].into(), &output.device(), output.dtype().into())
     }
 }
 

@@ -1,5 +1,8 @@
 //! The gated linear unit of Llama's feed-forward block (Shazeer, "GLU variants improve Transformer", 2020).
 
+#[cfg(feature = "cube")]
+mod cube;
+
 use std::mem::MaybeUninit;
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -12,11 +15,11 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::flex::{ELEMENTS, dense, dimensions, for_each_task, tensor, values, write_all};
-use super::{runs_on_flex, vector};
+use super::{has_kernel, vector};
 
 /// `silu(gate) * up` with `silu(x) = x / (1 + exp(-x))`; gate, up and output `[rows, features]`.
 pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    if !runs_on_flex(&gate) {
+    if !has_kernel(&gate) {
         return swiglu_reference(gate, up);
     }
     Tensor::from_dispatch(<Dispatch as SwigluOps>::swiglu_forward(
@@ -31,7 +34,7 @@ pub fn swiglu_reference(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
 }
 
 /// The unit as an operation of a backend.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Cube: cfg(feature = "cube"), Flex, Autodiff)]
 pub trait SwigluOps: Backend {
     /// The output `[rows, features]`.
     fn swiglu_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;

@@ -1,15 +1,19 @@
 //! Weights as the linear operation takes them: dense on the device, or packed and decoded where they are used.
 //!
-//! On a CPU a packed weight is decoded a tile of rows at a time, multiplied while the tile is in the cache, and forgotten,
+//! On a GPU a quantised weight stays as it is and is dequantised for each product (`ops/dequantize.rs`); one that is offloaded is
+//! brought there for the time that its block computes. On a CPU a packed weight is decoded a tile of rows at a time, multiplied while the tile is in the cache, and forgotten,
 //! in the forward pass and again in the backward pass, so that no weight ever exists whole in f32.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use interlingua_checkpoints::packed::Packed;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use interlingua_checkpoints::dtype::Dtype;
+use interlingua_checkpoints::packed::{Format, Packed};
 use rayon::prelude::*;
 
+use super::dequantize::{DevicePacked, dequantize};
 use super::flex::write_all;
+use super::is_cube;
 use super::matrix::{Matrix, multiply_columns};
 
 /// Elements of a tile: 8 MiB of f32, so that products are large enough for full speed and a tile is small beside a weight.
@@ -34,6 +38,14 @@ impl From<Tensor<2>> for Weight {
 }
 
 impl Weight {
+    /// The weight as a product on its device takes it, in a dtype where it is not quantised.
+    pub fn here(self, dtype: DType) -> OnDevice {
+        match self {
+            Self::Dense(weight) => OnDevice::Dense(weight),
+            Self::Packed(weight) => weight.here(dtype),
+        }
+    }
+
     /// The whole weight, in a dtype.
     pub fn dense(&self, dtype: DType) -> Tensor<2> {
         match self {
@@ -47,40 +59,140 @@ impl Weight {
 /// A packed weight and the device that it computes on.
 #[derive(Clone, Debug)]
 pub struct PackedWeight {
-    packed: Arc<Packed>,
     device: Device,
+    place: Place,
+}
+
+/// Where a packed weight is.
+#[derive(Clone, Debug)]
+enum Place {
+    /// In host memory or in a file, where a CPU reads it.
+    Host(Arc<Packed>),
+    /// In the memory of a GPU.
+    Device(Arc<DevicePacked>),
+    /// In host memory or in a file, and on the GPU while its block computes.
+    Offloaded {
+        packed: Arc<Packed>,
+        brought: Arc<Mutex<Option<OnDevice>>>,
+    },
+}
+
+/// A weight on its device, for the time of a product.
+#[expect(clippy::large_enum_variant, reason = "there are as many as products at a time")]
+#[derive(Clone, Debug)]
+pub enum OnDevice {
+    /// In the dtype that is computed in.
+    Dense(Tensor<2>),
+    /// Quantised.
+    Packed(Arc<DevicePacked>),
 }
 
 impl PackedWeight {
-    /// A weight on the host, for a device.
-    pub fn new(packed: Packed, device: &Device) -> Self {
+    /// A weight that stays on the host: on a CPU every one, and an embedding that is read by rows.
+    pub fn on_host_for(packed: Packed, device: &Device) -> Self {
         Self {
-            packed: Arc::new(packed),
             device: device.clone(),
+            place: Place::Host(Arc::new(packed)),
         }
     }
 
-    /// What is on the host.
-    pub fn packed(&self) -> &Arc<Packed> {
-        &self.packed
+    /// A quantised weight in the memory of its device.
+    pub fn new(packed: Packed, device: &Device) -> Self {
+        match DevicePacked::upload(&packed, device) {
+            Some(uploaded) if has_memory_of_its_own(device) => Self {
+                device: device.clone(),
+                place: Place::Device(Arc::new(uploaded)),
+            },
+            _ => Self::on_host_for(packed, device),
+        }
     }
 
-    /// Asks for a weight that lies in a file, so that it is in memory by the time it is used.
+    /// A weight that is brought to its device for the time that its block computes.
+    pub fn offloaded(packed: Packed, device: &Device) -> Self {
+        if !has_memory_of_its_own(device) {
+            return Self::on_host_for(packed, device);
+        }
+        Self {
+            device: device.clone(),
+            place: Place::Offloaded {
+                packed: Arc::new(packed),
+                brought: Arc::default(),
+            },
+        }
+    }
+
+    /// The weight on the host; none where it is in the memory of a GPU alone.
+    pub fn on_host(&self) -> Option<&Arc<Packed>> {
+        match &self.place {
+            Place::Host(packed) | Place::Offloaded { packed, .. } => Some(packed),
+            Place::Device(_) => None,
+        }
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> [usize; 2] {
+        match &self.place {
+            Place::Host(packed) | Place::Offloaded { packed, .. } => packed.shape(),
+            Place::Device(packed) => packed.shape(),
+        }
+    }
+
+    /// Asks for a weight that is kept elsewhere, so that it is there by the time it is used.
     pub fn bring(&self) {
-        self.packed.prefetch();
+        match &self.place {
+            Place::Host(packed) => packed.prefetch(),
+            Place::Device(_) => {}
+            Place::Offloaded { packed, brought } => {
+                let mut brought = brought.lock().unwrap_or_else(PoisonError::into_inner);
+                if brought.is_none() {
+                    *brought = Some(self.uploaded(packed));
+                }
+            }
+        }
     }
 
-    /// Gives the memory of a weight that lies in a file back.
+    /// Gives the memory of a weight that is kept elsewhere back.
     pub fn let_go(&self) {
-        self.packed.release();
+        match &self.place {
+            Place::Host(packed) => packed.release(),
+            Place::Device(_) => {}
+            Place::Offloaded { packed, brought } => {
+                *brought.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                packed.release();
+            }
+        }
+    }
+
+    /// The weight as a product on its device takes it, in a dtype where it is not quantised.
+    pub fn here(&self, dtype: DType) -> OnDevice {
+        let here = match &self.place {
+            Place::Host(packed) => OnDevice::Dense(decoded(packed, &self.device, dtype)),
+            Place::Device(packed) => OnDevice::Packed(packed.clone()),
+            Place::Offloaded { packed, brought } => {
+                let brought = brought.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                brought.unwrap_or_else(|| self.uploaded(packed))
+            }
+        };
+        match here {
+            OnDevice::Dense(weight) if weight.dtype() != dtype => OnDevice::Dense(weight.cast(dtype)),
+            here => here,
+        }
+    }
+
+    /// On the device: quantised as it is, floats in their own format.
+    fn uploaded(&self, packed: &Packed) -> OnDevice {
+        match DevicePacked::upload(packed, &self.device) {
+            Some(uploaded) => OnDevice::Packed(Arc::new(uploaded)),
+            None => OnDevice::Dense(stored(packed, &self.device)),
+        }
     }
 
     /// The whole weight `[outputs, inputs]`, in a dtype.
     pub fn dense(&self, dtype: DType) -> Tensor<2> {
-        let [rows, columns] = self.packed.shape();
-        let mut values = vec![0.0; rows * columns];
-        decode(&self.packed, 0, &mut values);
-        on_device(values, [rows, columns], &self.device, dtype)
+        match &self.place {
+            Place::Host(packed) | Place::Offloaded { packed, .. } => decoded(packed, &self.device, dtype),
+            Place::Device(packed) => dequantize(packed, dtype),
+        }
     }
 
     /// Some of its rows, `[rows.len(), inputs]`, in a dtype: an embedding is read this way.
@@ -88,15 +200,44 @@ impl PackedWeight {
     /// # Panics
     /// When there is no such row.
     pub fn rows(&self, rows: &[u32], dtype: DType) -> Tensor<2> {
-        let [_, columns] = self.packed.shape();
+        let columns = self.shape()[1];
+        let Some(packed) = self.on_host() else {
+            let index: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
+            let index = Tensor::<1, Int>::from_data(TensorData::new(index, [rows.len()]), &self.device);
+            return self.dense(dtype).select(0, index);
+        };
         let mut values = vec![0.0; rows.len() * columns];
         values
             .par_chunks_mut(columns.max(1))
             .zip(rows)
             .with_min_len(16)
-            .for_each(|(values, row)| self.packed.decode_rows(*row as usize..*row as usize + 1, values));
+            .for_each(|(values, row)| packed.decode_rows(*row as usize..*row as usize + 1, values));
         on_device(values, [rows.len(), columns], &self.device, dtype)
     }
+}
+
+/// Whether tensors of a device live in other memory than the host's.
+fn has_memory_of_its_own(device: &Device) -> bool {
+    is_cube(device)
+}
+
+/// A packed weight decoded on the host, on a device.
+fn decoded(packed: &Packed, device: &Device, dtype: DType) -> Tensor<2> {
+    let [rows, columns] = packed.shape();
+    let mut values = vec![0.0; rows * columns];
+    decode(packed, 0, &mut values);
+    on_device(values, [rows, columns], device, dtype)
+}
+
+/// Floats on a device in the format that they are kept in.
+fn stored(packed: &Packed, device: &Device) -> Tensor<2> {
+    let dtype = match packed.format() {
+        Format::Float(Dtype::BF16) => DType::BF16,
+        Format::Float(Dtype::F16) => DType::F16,
+        _ => return decoded(packed, device, DType::F32),
+    };
+    let data = TensorData::from_bytes_vec(packed.codes().to_vec(), packed.shape(), dtype);
+    Tensor::from_data(data, (device, dtype))
 }
 
 fn on_device(values: Vec<f32>, shape: [usize; 2], device: &Device, dtype: DType) -> Tensor<2> {

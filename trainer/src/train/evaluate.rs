@@ -16,8 +16,8 @@ use interlingua_recipes::{Metric, Recipe, Source, Task, TaskKind};
 
 use super::main_loss::{MainLoss, Totals, boundaries};
 use super::metrics::{EvalRow, Example};
-use super::reference::sequence_of;
-use super::step::{Losses, Tally, inputs_and_targets};
+use super::reference::{Reference, sequence_of};
+use super::step::{Tally, inputs_and_targets};
 use crate::engine::head::{Targets, log_probs};
 use crate::error::TrainError;
 use crate::generate::{GenerateOptions, generate_by_language};
@@ -35,6 +35,17 @@ pub const HELDOUT: &str = "heldout";
 /// Everything to evaluate on, read and tokenised once.
 pub struct Evaluator {
     tasks: Vec<Prepared>,
+}
+
+/// Held-out samples, and what they are measured by.
+#[derive(Clone, Copy)]
+pub struct Heldout<'a> {
+    /// The samples.
+    pub data: &'a Dataset,
+    /// The run's main loss.
+    pub main: MainLoss,
+    /// What preferences are compared with.
+    pub reference: Option<&'a Reference>,
 }
 
 /// A task, ready to run.
@@ -83,13 +94,13 @@ impl Evaluator {
         &self,
         model: &Model,
         tokenizer: &Tokenizer,
-        heldout: Option<(&Dataset, &Losses)>,
+        heldout: Option<Heldout>,
         step: u64,
         time: f64,
     ) -> Result<Vec<EvalRow>, TrainError> {
         let mut rows = Vec::new();
-        if let Some((data, losses)) = heldout.filter(|(data, _)| !data.is_empty()) {
-            let by_language = heldout_losses(model, tokenizer, data, losses)?;
+        if let Some(heldout) = heldout.filter(|heldout| !heldout.data.is_empty()) {
+            let by_language = heldout_losses(model, tokenizer, heldout)?;
             rows.push(row(HELDOUT, by_language, Vec::new(), step, time));
         }
         for task in &self.tasks {
@@ -362,15 +373,10 @@ fn supervised_bytes(batches: &[MicroBatch], languages: usize, tokenizer: &Tokeni
     Ok(bytes)
 }
 
-/// Loss, perplexity and bits per byte by language.
 /// Losses of the held-out samples under the main loss: per token, with perplexity and bits per byte, or per pair, with
 /// how often the chosen answer has the higher reward, and by how much.
-fn heldout_losses(
-    model: &Model,
-    tokenizer: &Tokenizer,
-    data: &Dataset,
-    losses: &Losses,
-) -> Result<ByLanguage, TrainError> {
+fn heldout_losses(model: &Model, tokenizer: &Tokenizer, heldout: Heldout) -> Result<ByLanguage, TrainError> {
+    let Heldout { data, main, reference } = heldout;
     let mut batches = Vec::new();
     let mut open = MicroBatch::default();
     for sample in 0..data.len() {
@@ -381,11 +387,7 @@ fn heldout_losses(
     }
     batches.push(open);
     // What the goldfish loss leaves out is measured all the same, and so is what only auxiliary losses are trained on.
-    let main = if losses.main.is_linear() {
-        MainLoss::Tokens
-    } else {
-        losses.main
-    };
+    let main = if main.is_linear() { MainLoss::Tokens } else { main };
     let mut totals = Totals::default();
     batches.iter().for_each(|batch| main.count(data, batch, &mut totals));
     let mut tally = Tally::default();
@@ -395,7 +397,7 @@ fn heldout_losses(
         let (inputs, _) = inputs_and_targets(model, batch, data.languages());
         let targets = main.targets(data, batch, &boundaries, false);
         let log_probs = log_probs(model, &model.last_hidden_state(&inputs, None), &targets.targets);
-        let models = (model, losses.heldout_reference.as_ref());
+        let models = (model, reference);
         let evaluated = main.evaluate(models, (data, batch), (&targets, &log_probs), 1.0, &totals);
         tally.add(data, batch, &targets, &evaluated.samples);
         if main.is_linear() {
@@ -449,6 +451,7 @@ fn token_metrics(loss: f64, tokens: u64, bytes: u64) -> BTreeMap<String, f64> {
     metrics
 }
 
+/// Loss, perplexity and bits per byte by language.
 fn losses(model: &Model, batches: &[MicroBatch], languages: &[String], bytes: &[u64]) -> ByLanguage {
     let mut sums = BTreeMap::<u16, (f64, u64)>::new();
     for batch in batches {

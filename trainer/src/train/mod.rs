@@ -7,6 +7,7 @@ pub mod closed_form;
 pub mod evaluate;
 pub mod loss_scale;
 pub mod main_loss;
+pub mod measurement;
 pub mod memory;
 pub mod merge;
 pub mod metrics;

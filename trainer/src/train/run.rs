@@ -15,7 +15,7 @@ use interlingua_recipes::{AuxiliaryKind, Recipe};
 
 use super::auxiliary::{AuxiliaryLoss, anchor};
 use super::checkpoint::{self, RunState};
-use super::evaluate::{Evaluator, improves};
+use super::evaluate::{Evaluator, Heldout, improves};
 use super::loss_scale::LossScale;
 use super::main_loss::MainLoss;
 use super::metrics::{EventRow, Metrics, Row, TrainRow};
@@ -412,7 +412,11 @@ impl Run<'_> {
     }
 
     fn evaluate(&mut self, evaluator: &Evaluator, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
-        let heldout = self.data.heldout.as_ref().map(|data| (data, &self.losses));
+        let heldout = self.data.heldout.as_ref().map(|data| Heldout {
+            data,
+            main: self.losses.main,
+            reference: self.losses.heldout_reference.as_ref(),
+        });
         let (model, tokenizer, step, time) = (&self.model, &self.tokenizer, self.state.step, self.time());
         working_on(c"an evaluation");
         let rows = rayon::scope(|_| evaluator.run(model, tokenizer, heldout, step, time))?;

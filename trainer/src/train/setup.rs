@@ -8,11 +8,12 @@ use interlingua_checkpoints::dtype::Dtype as FileDtype;
 use interlingua_checkpoints::hub;
 use interlingua_checkpoints::model_folder::ModelFolder;
 use interlingua_checkpoints::own_adapter::{AnyAdapter, Description};
-use interlingua_checkpoints::packed::Quantization;
+use interlingua_checkpoints::packed::{Quantization, Scheme};
+use interlingua_data::cache;
 use interlingua_data::language::canonical;
 use interlingua_data::prepare::Prepared;
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{Adapter, AdapterKind, Format, Init, Offload, Recipe, Route, Under};
+use interlingua_recipes::{Adapter, AdapterKind, Format, Init, Offload, QuantizationScheme, Recipe, Route, Under};
 use serde_json::Value;
 
 use super::closed_form;
@@ -83,7 +84,35 @@ impl Base {
     pub fn load_bare(&self, recipe: &Recipe) -> Result<Model, TrainError> {
         let device = device(recipe.model.device)?;
         let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device)?;
-        load(&self.config, &self.weights(recipe), &Storage::frozen(dtype, &device))
+        let cache = quantised_folder();
+        let storage = Storage {
+            quantization: quantization(recipe),
+            offload: recipe.memory.offload == Offload::Weights,
+            cache: Some(&cache),
+            ..Storage::frozen(dtype, &device)
+        };
+        load(&self.config, &self.weights(recipe), &storage)
+    }
+
+    /// Loads the model to measure it, with adapters stacked on it or without.
+    ///
+    /// # Errors
+    /// When the device is not there, the weights or an adapter cannot be read, or an adapter does not fit.
+    pub fn load_with_adapters(
+        &self,
+        recipe: &Recipe,
+        adapters: &[PathBuf],
+        quantization: Option<Quantization>,
+    ) -> Result<Model, TrainError> {
+        let device = device(recipe.model.device)?;
+        let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device);
+        let storage = Storage {
+            quantization,
+            ..Storage::frozen(dtype, &device)
+        };
+        let mut model = load(&self.config, &self.weights(recipe), &storage)?;
+        stack(&mut model, adapters)?;
+        Ok(model)
     }
 
     fn weights(&self, recipe: &Recipe) -> Weights<'_> {
@@ -98,9 +127,12 @@ impl Base {
         check_adapters(recipe, &self.config)?;
         let device = device(recipe.model.device)?;
         let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device)?;
+        let cache = quantised_folder();
         let storage = Storage {
             trainable: &|name| selection.selects(name, false),
+            quantization: quantization(recipe),
             offload: recipe.memory.offload == Offload::Weights,
+            cache: Some(&cache),
             ..Storage::frozen(dtype, &device)
         };
         let mut model = load(&self.config, &self.weights(recipe), &storage)?;
@@ -297,8 +329,24 @@ fn check_existing(existing: &AnyAdapter, adapter: &Adapter, model: &ModelConfig)
 }
 
 /// How a recipe quantises its base.
-pub fn quantization(_recipe: &Recipe) -> Option<Quantization> {
-    None
+pub fn quantization(recipe: &Recipe) -> Option<Quantization> {
+    let wanted = recipe.model.quantization.as_ref()?;
+    let scheme = match wanted.scheme {
+        QuantizationScheme::Nf4 => Scheme::Nf4 {
+            block: wanted.block.unwrap_or(64),
+            double: wanted.double.unwrap_or(true),
+        },
+        QuantizationScheme::Int8 => Scheme::Int8,
+    };
+    Some(Quantization {
+        scheme,
+        head: wanted.head,
+    })
+}
+
+/// Where quantised weights are kept between starts.
+fn quantised_folder() -> PathBuf {
+    cache::default_folder().join("quantised")
 }
 
 /// A model to use, not to train: a folder or hub id, with adapters stacked on it or without. One with a copy for each language
@@ -314,11 +362,19 @@ pub fn load_for_inference(
     let folder = ModelFolder::open(&path)?;
     let device: Device = device(wanted)?;
     let dtype = compute_dtype(dtype, folder.main_dtype(), &device)?;
+    let cache = quantised_folder();
     let storage = Storage {
         quantization,
+        cache: Some(&cache),
         ..Storage::frozen(dtype, &device)
     };
     let mut model = load(folder.config(), &Weights::Folder(&folder), &storage)?;
+    stack(&mut model, adapters)?;
+    Ok((model, folder))
+}
+
+/// Puts adapters on a model, each on top of those before it.
+fn stack(model: &mut Model, adapters: &[PathBuf]) -> Result<(), TrainError> {
     for (index, path) in adapters.iter().enumerate() {
         let stands_on = Description::read(path)?.unwrap_or_default().under;
         if !stands_on.is_empty() && index == 0 {
@@ -342,8 +398,8 @@ pub fn load_for_inference(
                 language: language.as_deref(),
                 ..Placement::default()
             };
-            attach(&mut model, &adapter, placement)?;
+            attach(model, &adapter, placement)?;
         }
     }
-    Ok((model, folder))
+    Ok(())
 }

@@ -60,7 +60,7 @@ fn decoded(model: &Model) -> Model {
 fn packed(model: &Model) -> BTreeMap<String, Format> {
     let all = model.parameters.iter();
     all.filter_map(|(_, parameter)| match &parameter.value {
-        Stored::Packed(weight) => Some((parameter.name.clone(), weight.packed().format().clone())),
+        Stored::Packed(weight) => Some((parameter.name.clone(), weight.on_host().unwrap().format().clone())),
         Stored::Dense(_) => None,
     })
     .collect()

@@ -33,6 +33,8 @@ pub struct Spans {
     pub window: Option<usize>,
     /// Factor of the scores.
     pub scale: f32,
+    /// Bound of the scores after the factor.
+    pub softcap: Option<f32>,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads.
@@ -56,12 +58,14 @@ impl Spans {
         self.queries.last().copied().unwrap_or(0)
     }
 
-    fn key_count(&self) -> usize {
+    /// Rows of keys.
+    pub(super) fn key_count(&self) -> usize {
         self.keys.last().copied().unwrap_or(0)
     }
 
-    /// Every pointer computed below lies inside its buffer if these hold.
-    fn check(&self, q: &[f32], k: &[f32], v: &[f32]) {
+    /// Every place that a kernel computes lies inside its buffer if these hold of the boundaries and of the lengths of q,
+    /// k and v.
+    pub(super) fn check(&self, [q, k, v]: [usize; 3]) {
         let ascending = |boundaries: &[usize]| boundaries.windows(2).all(|pair| pair[0] <= pair[1]);
         assert!(
             self.queries.first() == Some(&0) && ascending(&self.queries),
@@ -75,9 +79,9 @@ impl Spans {
             "more queries than keys"
         );
         assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "heads");
-        assert_eq!(q.len(), self.query_count() * self.query_stride(), "queries");
-        assert_eq!(k.len(), self.key_count() * self.key_stride(), "keys");
-        assert_eq!(v.len(), k.len(), "values");
+        assert_eq!(q, self.query_count() * self.query_stride(), "queries");
+        assert_eq!(k, self.key_count() * self.key_stride(), "keys");
+        assert_eq!(v, k, "values");
     }
 
     /// The tiles of queries of one sequence.
@@ -253,7 +257,7 @@ fn for_each<T: Send>(tasks: Vec<T>, threads: bool, run: impl Fn(T) + Sync + Send
 
 /// Output `[queries, heads * head_dim]` and log-sum-exp of the scores `[heads, queries]`.
 pub(super) fn forward(q: &[f32], k: &[f32], v: &[f32], spans: &Spans) -> (Vec<f32>, Vec<f32>) {
-    spans.check(q, k, v);
+    spans.check([q.len(), k.len(), v.len()]);
     let count = spans.query_count();
     let mut output = Vec::<f32>::with_capacity(q.len());
     let mut log_sums = Vec::<f32>::with_capacity(count * spans.heads);
@@ -323,6 +327,9 @@ unsafe fn forward_tile(
                     spans.scale,
                     false,
                 );
+            }
+            if let Some(cap) = spans.softcap {
+                bound(scores, cap);
             }
             exponentiate(scores, columns, band, &mut state[..rows], &mut corrections[..rows]);
             if run > 0 {
@@ -418,7 +425,7 @@ pub(super) fn backward(
     log_sums: &[f32],
     spans: &Spans,
 ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-    spans.check(q, k, v);
+    spans.check([q.len(), k.len(), v.len()]);
     assert_eq!(gradient.len(), q.len(), "gradient");
     assert_eq!(output.len(), q.len(), "output");
     assert_eq!(log_sums.len(), spans.query_count() * spans.heads, "log-sum-exp");
@@ -529,15 +536,10 @@ unsafe fn backward_group(
                         );
                         let pointer = score_gradients.as_mut_ptr();
                         multiply(to_scores, pointer, columns, gradients, values.transposed(), 1.0, false);
-                        differentiate(
-                            scores,
-                            score_gradients,
-                            columns,
-                            band,
-                            log_sums,
-                            &deltas[..rows],
-                            spans.scale,
-                        );
+                        if let Some(cap) = spans.softcap {
+                            bound(scores, cap);
+                        }
+                        differentiate(scores, score_gradients, columns, band, log_sums, &deltas[..rows], spans);
                         let probabilities = Strided(scores.as_ptr(), columns, 1).transposed();
                         let output = v_gradient.at(first_key);
                         multiply(to_keys, output, key_stride, probabilities, gradients, 1.0, true);
@@ -570,8 +572,18 @@ fn row_products(left: &[f32], right: &[f32], stride: usize, head_dim: usize, sum
     }
 }
 
+/// Bounds scores: `cap * tanh(score / cap)`.
+#[multiversion(targets = "simd")]
+fn bound(scores: &mut [f32], cap: f32) {
+    let inverse = 1.0 / cap;
+    scores
+        .iter_mut()
+        .for_each(|score| *score = cap * vector::tanh(*score * inverse));
+}
+
 /// Scores become probabilities `p = exp(score - log_sum)`, 0 where hidden; gradients of the probabilities become those
-/// of the scores before scaling, `scale * p * (gradient - delta)` (Dao, 2023, algorithm 2).
+/// of the scores before scaling, `scale * p * (gradient - delta)` (Dao, 2023, algorithm 2), times the slope
+/// `1 - (score / cap)²` where scores are bounded.
 #[multiversion(targets = "simd")]
 fn differentiate(
     scores: &mut [f32],
@@ -580,8 +592,10 @@ fn differentiate(
     band: Band,
     log_sums: &[f32],
     deltas: &[f32],
-    scale: f32,
+    spans: &Spans,
 ) {
+    let scale = spans.scale;
+    let inverse_cap = spans.softcap.map_or(0.0, |cap| 1.0 / cap);
     let rows = scores
         .chunks_exact_mut(columns)
         .zip(gradients.chunks_exact_mut(columns));
@@ -590,8 +604,9 @@ fn differentiate(
         let whole = whole_lanes(&visible, columns);
         let (log_sum, delta) = (log_sums[row], deltas[row]);
         for (score, gradient) in scores[whole.clone()].iter_mut().zip(&mut gradients[whole]) {
+            let bounded = *score * inverse_cap;
             *score = vector::exp(*score - log_sum);
-            *gradient = scale * *score * (*gradient - delta);
+            *gradient = scale * (1.0 - bounded * bounded) * *score * (*gradient - delta);
         }
         for hidden in [0..visible.start, visible.end..columns] {
             scores[hidden.clone()].fill(0.0);

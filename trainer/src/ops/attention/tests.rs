@@ -35,11 +35,23 @@ fn run(inputs: &[Tensor<3>; 3], weights: &Tensor<2>, layout: &AttentionLayout, r
 }
 
 fn compare(lengths: &[usize], heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) {
+    compare_bounded(lengths, heads, kv_heads, head_dim, window, None);
+}
+
+fn compare_bounded(
+    lengths: &[usize],
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    window: Option<usize>,
+    softcap: Option<f32>,
+) {
     let tokens = lengths.iter().sum();
     let layout = AttentionLayout {
         boundaries: boundaries(lengths),
         window,
         scale: 0.3,
+        softcap,
     };
     let inputs = [
         random([tokens, heads, head_dim]),
@@ -50,7 +62,9 @@ fn compare(lengths: &[usize], heads: usize, kv_heads: usize, head_dim: usize, wi
     let kernel = run(&inputs, &weights, &layout, false);
     let reference = run(&inputs, &weights, &layout, true);
     for (name, (kernel, reference)) in ["output", "q", "k", "v"].iter().zip(kernel.into_iter().zip(reference)) {
-        let what = format!("{name}: lengths {lengths:?}, heads {heads}/{kv_heads}, head_dim {head_dim}, {window:?}");
+        let what = format!(
+            "{name}: lengths {lengths:?}, heads {heads}/{kv_heads}, head_dim {head_dim}, {window:?} {softcap:?}"
+        );
         check_equal(kernel, reference, 2e-5, &what);
     }
 }
@@ -80,11 +94,38 @@ fn a_sliding_window_equals_the_reference() {
 }
 
 #[test]
+fn bounded_scores_equal_the_reference() {
+    for cap in [0.5, 3.0, 50.0] {
+        compare_bounded(&[70, 3], 4, 2, 16, None, Some(cap));
+        compare_bounded(&[600], 1, 1, 8, Some(40), Some(cap));
+    }
+}
+
+/// With one key in sight the softmax is 1 whatever the score; with two, it follows the bounded scores.
+#[test]
+fn a_bound_is_the_hyperbolic_tangent() {
+    let device = burn::tensor::Device::flex();
+    let column = |values: [f32; 2]| Tensor::<3>::from_data([[[values[0]]], [[values[1]]]], &device);
+    let layout = AttentionLayout {
+        boundaries: boundaries(&[2]),
+        window: None,
+        scale: 2.0,
+        softcap: Some(1.5),
+    };
+    let output = attention(column([1.0, 1.0]), column([3.0, 0.25]), column([1.0, 0.0]), &layout);
+    let bounded = |score: f64| 1.5 * (score / 1.5).tanh();
+    let expected = 1.0 / (1.0 + (bounded(0.5) - bounded(6.0)).exp());
+    let expected = Tensor::<2>::from_data([[1.0], [expected as f32]], &device);
+    check_equal(output, expected, 1e-6, "output");
+}
+
+#[test]
 fn no_sequence_sees_another() {
     let layout = AttentionLayout {
         boundaries: boundaries(&[40, 90, 25]),
         window: None,
         scale: 0.125,
+        softcap: None,
     };
     let inputs = [random([155, 4, 16]), random([155, 2, 16]), random([155, 2, 16])];
     let weights = random([155, 64]);
@@ -114,6 +155,7 @@ fn cached_queries_are_the_last_positions() {
             boundaries: keys.clone(),
             window,
             scale: 0.25,
+            softcap: None,
         };
         let q = random([283, heads, head_dim]);
         let (k, v) = (random([283, kv_heads, head_dim]), random([283, kv_heads, head_dim]));
@@ -143,6 +185,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
         boundaries: boundaries(&[300, 200]),
         window: None,
         scale: 0.125,
+        softcap: None,
     };
     let inputs = [random([500, 4, 32]), random([500, 2, 32]), random([500, 2, 32])];
     let weights = random([500, 128]);
