@@ -3,7 +3,7 @@
 use interlingua_checkpoints::config::ModelConfig;
 
 use super::plain;
-use super::settings::Settings;
+use super::settings::{DeviceKind, Settings};
 use super::shapes::{BlockShape, LinearShape};
 
 /// Numbers per token of a block's graph, its input apart, in the format of the computation unless said otherwise.
@@ -205,29 +205,30 @@ impl Linear<'_> {
         self.shape.rank > 0
     }
 
-    /// Whether the operation keeps its input for the gradient of its weight or adapter. The input itself is not kept where the
-    /// adapter reads a copy of it: after dropout in a DoRA, by language in a routed adapter.
-    fn keeps_input(&self) -> bool {
-        let reads_a_copy = self.settings.routed || (self.settings.dora && self.settings.dropout);
-        self.shape.trained || (self.has_adapter() && !reads_a_copy)
+    /// Whether the adapter reads a copy of the input: after dropout where that is an operation of its own, as in a DoRA and on a
+    /// GPU, and by language in a routed adapter.
+    fn reads_a_copy(&self) -> bool {
+        let Settings {
+            routed, dora, dropout, ..
+        } = *self.settings;
+        routed || (dropout && (dora || self.settings.device == DeviceKind::Cuda))
     }
 
-    /// What it keeps beside its input: the low-rank state; the copies above, with the mask that made them; a DoRA's product
-    /// before it is rescaled.
+    /// Whether the operation keeps its input for the gradient of its weight or adapter.
+    fn keeps_input(&self) -> bool {
+        self.shape.trained || (self.has_adapter() && !self.reads_a_copy())
+    }
+
+    /// What it keeps beside its input: the low-rank state; the copy above, and on a CPU the mask of dropout that made it; a DoRA's
+    /// product before it is rescaled.
     fn own(&self) -> u64 {
         if !self.has_adapter() {
             return 0;
         }
         let (inputs, outputs) = (self.shape.inputs as u64, self.shape.outputs as u64);
-        let Settings {
-            routed, dora, dropout, ..
-        } = *self.settings;
-        let copies = match (routed || dora, dropout) {
-            (true, true) => 2 * inputs,
-            (true, false) if routed => inputs,
-            _ => 0,
-        };
-        self.shape.rank as u64 + copies + when(dora, outputs)
+        let mask = self.settings.dropout && self.settings.device == DeviceKind::Cpu;
+        let copies = when(self.reads_a_copy(), inputs + when(mask, inputs));
+        self.shape.rank as u64 + copies + when(self.settings.dora, outputs)
     }
 
     /// How many copies of its input's gradient a backward pass holds on top of the gradient: the path through dropout, before

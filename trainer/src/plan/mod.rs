@@ -147,7 +147,7 @@ impl Planner {
         device: DeviceKind,
         data: Option<DataFacts>,
     ) -> Result<Self, TrainError> {
-        let settings = Settings::of(recipe, config.num_hidden_layers, file, device, data);
+        let settings = Settings::of(recipe, config, file, device, data);
         let languages = data.map_or_else(|| languages(recipe), |data| data.languages);
         let shapes = Shapes::of(recipe, config, languages)?;
         Ok(Self {

@@ -288,6 +288,7 @@ impl<'a> Step<'a> {
 
     /// A chunk of logits at its highest moment, and the gradient of the head's own weight.
     fn logits(&self, tokens: u64) -> (u64, u64) {
+        let settings = self.settings;
         let (vocabulary, hidden) = (self.config.vocab_size as u64, self.sizes.hidden);
         let rows = (chunk_rows_of(self.config.vocab_size) as u64).min(tokens);
         let logits = rows * vocabulary * F32;
@@ -307,11 +308,12 @@ impl<'a> Step<'a> {
             }
             DeviceKind::Cpu if has_graph => ((2 * logits).max(logits + gradient) - gradient + states, gradient),
             DeviceKind::Cpu => (logits + states + decoded.min(DECODED), 0),
-            // The logits in the format of the computation, and their gradient in f32 and in that format.
-            DeviceKind::Cuda => (
-                2 * rows * vocabulary * self.settings.number + logits + states + decoded / F32 * self.settings.number,
-                gradient,
-            ),
+            // Their gradient takes the place of the logits, unless a graph holds these.
+            DeviceKind::Cuda => {
+                let logits = logits / F32 * settings.number;
+                let decoded = settings.number * self.weights.decoded_head;
+                (logits * if has_graph { 2 } else { 1 } + states + decoded, gradient)
+            }
         }
     }
 

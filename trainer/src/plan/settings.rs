@@ -5,6 +5,8 @@ use std::path::Path;
 use interlingua_checkpoints::config::ModelConfig;
 use interlingua_checkpoints::dtype::Dtype as FileDtype;
 use interlingua_checkpoints::hub;
+use interlingua_checkpoints::packed::{Quantization, Scheme};
+use interlingua_checkpoints::quantization_config::StoredQuantization;
 use interlingua_recipes::{
     AdapterKind, AuxiliaryKind, BlockInputs, Dtype, Format, Init, Layer, Offload, Recipe, Recompute, ReferenceAdapter,
     Route,
@@ -13,6 +15,7 @@ use interlingua_recipes::{
 use super::time;
 use crate::engine::tiles::{CPU_TILE, GPU_TILE};
 use crate::optimizers::moments::MomentFormat;
+use crate::train::setup::quantization;
 
 /// Tokens of a batch of an evaluation.
 const EVALUATION_TOKENS: usize = 4096;
@@ -36,20 +39,6 @@ impl DeviceKind {
             Self::Cuda => "cuda",
         }
     }
-}
-
-/// How the frozen linear layers of blocks are packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Packing {
-    /// NF4 in blocks of so many numbers, with scales in f32 or quantised once more.
-    Nf4 {
-        /// Numbers of a block.
-        block: u64,
-        /// Whether the scales are quantised too.
-        double: bool,
-    },
-    /// One byte a number and one scale a row.
-    Int8,
 }
 
 /// What tokenised data says, where it is there already.
@@ -95,9 +84,7 @@ pub struct Settings {
     /// Whether weights come from a file, which can be mapped, rather than from a random generator.
     pub from_file: bool,
     /// How frozen linear layers are packed; `None`: not at all.
-    pub packing: Option<Packing>,
-    /// Whether a head of its own is packed too.
-    pub packs_head: bool,
+    pub quantization: Option<Quantization>,
     /// The format of the moments.
     pub moments: MomentFormat,
     /// Whether the backward pass makes the graphs of blocks again.
@@ -131,7 +118,13 @@ pub struct Settings {
 impl Settings {
     /// Those of a recipe for a model of this shape. With `recompute = "auto"` blocks keep their graphs; see
     /// [`super::Planner::decide`].
-    pub fn of(recipe: &Recipe, blocks: usize, file: FileDtype, device: DeviceKind, data: Option<DataFacts>) -> Self {
+    pub fn of(
+        recipe: &Recipe,
+        config: &ModelConfig,
+        file: FileDtype,
+        device: DeviceKind,
+        data: Option<DataFacts>,
+    ) -> Self {
         let number = match (recipe.model.dtype, device) {
             (Dtype::F32, _) | (Dtype::Auto, DeviceKind::Cpu) => 4,
             (Dtype::Auto, DeviceKind::Cuda) if file == FileDtype::F32 => 4,
@@ -163,7 +156,10 @@ impl Settings {
         let layers = auxiliary
             .clone()
             .map(|auxiliary| auxiliary.layer.unwrap_or(Layer::Middle));
-        let auxiliary_blocks = layers.filter_map(|layer| layer.of(blocks)).max().unwrap_or(0);
+        let auxiliary_blocks = layers
+            .filter_map(|layer| layer.of(config.num_hidden_layers))
+            .max()
+            .unwrap_or(0);
         let auxiliary = auxiliary.map(|auxiliary| {
             let pairs = auxiliary.batch_size.unwrap_or(recipe.train.batch_size);
             at_most(2 * pairs * auxiliary.max_length.unwrap_or(length))
@@ -181,8 +177,7 @@ impl Settings {
             evaluation_tokens: evaluated.min(EVALUATION_TOKENS.max(row_tokens)),
             number,
             file_number: file.bytes() as u64,
-            packing: None,
-            packs_head: false,
+            quantization: quantization(recipe).or(config.quantization.map(stored)),
             moments: MomentFormat::of(&recipe.optimizer),
             recompute: recipe.memory.recompute == Recompute::Block,
             block_input_number: match recipe.memory.block_inputs {
@@ -256,6 +251,15 @@ fn row_tokens(recipe: &Recipe, data: Option<DataFacts>) -> usize {
         Some(data) => data.longest,
         None => sequences * length,
     }
+}
+
+/// How a model's files are quantised, as if a recipe had said it.
+fn stored(quantization: StoredQuantization) -> Quantization {
+    let scheme = match quantization {
+        StoredQuantization::Nf4 { double } => Scheme::Nf4 { block: 64, double },
+        StoredQuantization::Int8 => Scheme::Int8,
+    };
+    Quantization { scheme, head: false }
 }
 
 /// Threads that compute on this machine.
