@@ -12,9 +12,9 @@ use super::{DeviceMemory, HostMemory};
 use crate::engine::head::chunk_rows_of;
 use crate::optimizers::moments::MomentFormat;
 
-/// Buffers of a thread that computes: the second-level cache, which the matrix multiplication packs into, and a tile of
-/// attention scores with its gradients.
-const THREAD: u64 = (2 << 20) + (192 << 10);
+/// What a thread that computes holds beside the buffer that the matrix multiplication packs into, which is as large as the
+/// second-level cache: a tile of attention scores with its gradients.
+const SCORES: u64 = 192 << 10;
 /// Numbers of a column that the matrix multiplication packs at a time, and the most that it packs.
 const PACKED_COLUMN: u64 = 512;
 const PACKED_MOST: u64 = 64 << 20;
@@ -171,7 +171,7 @@ impl<'a> Step<'a> {
             DeviceKind::Cpu => {
                 let columns = self.columns().max(self.largest_trained_rows());
                 let packed_columns = PACKED_COLUMN * F32 * columns;
-                settings.threads * THREAD
+                settings.threads * (settings.cache + SCORES)
                     + packed_columns.min(PACKED_MOST)
                     + (F32 * self.weights.decoded).min(DECODED)
                     + self.row_norms()

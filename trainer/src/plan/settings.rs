@@ -14,6 +14,7 @@ use interlingua_recipes::{
 
 use super::time;
 use crate::engine::tiles::{CPU_TILE, GPU_TILE};
+use crate::memory::second_level_cache;
 use crate::optimizers::moments::MomentFormat;
 use crate::train::setup::quantization;
 
@@ -21,6 +22,8 @@ use crate::train::setup::quantization;
 const EVALUATION_TOKENS: usize = 4096;
 /// Options of a multiple-choice row, where nothing is known of them.
 const OPTIONS: usize = 4;
+/// Bytes of a second-level cache that nothing is known of.
+const CACHE: u64 = 1 << 20;
 
 /// A kind of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +112,8 @@ pub struct Settings {
     pub checkpoints: bool,
     /// Threads that compute.
     pub threads: u64,
+    /// Bytes of the second-level cache that a thread has.
+    pub cache: u64,
     /// Floating-point operations a second.
     pub rate: f64,
     /// Bytes of the host that are held beside tensors: tokenizer, data.
@@ -194,6 +199,7 @@ impl Settings {
             other_weights: other_weights(recipe, number),
             checkpoints: checkpoints(recipe),
             threads: threads(),
+            cache: second_level_cache().unwrap_or(CACHE),
             rate: time::assumed_rate(device, threads()),
             held: 0,
         }
@@ -264,7 +270,7 @@ fn stored(quantization: StoredQuantization) -> Quantization {
 
 /// Threads that compute on this machine.
 fn threads() -> u64 {
-    std::thread::available_parallelism().map_or(1, |count| count.get() as u64)
+    rayon::current_num_threads() as u64
 }
 
 /// Whether a checkpoint is written before the last step.
