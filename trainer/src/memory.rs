@@ -4,7 +4,7 @@
 mod exhausted;
 mod host;
 
-pub use host::{HostBytes, host_bytes};
+pub use host::{HostBytes, host_bytes, second_level_cache};
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::CStr;

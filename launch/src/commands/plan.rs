@@ -101,7 +101,8 @@ fn planned(arguments: &Arguments, stage: String, recipe: &Recipe) -> Result<Plan
     // Of a device that is only planned for, nothing is known.
     let is_here = kind(recipe.model.device) == device;
     let available = available_bytes(recipe.model.device).filter(|_| is_here);
-    planner.decide(recipe.memory.recompute, budget, available);
+    // What the run would do by itself, which does not know of the budget asked about here.
+    planner.decide(recipe.memory.recompute, recipe.memory.budget_bytes(), available);
     Ok(Planned {
         stage,
         plan: planner.plan(),

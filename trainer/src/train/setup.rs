@@ -106,8 +106,11 @@ impl Base {
     ) -> Result<Model, TrainError> {
         let device = device(recipe.model.device)?;
         let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device)?;
+        let cache = quantised_folder();
         let storage = Storage {
             quantization,
+            offload: recipe.memory.offload == Offload::Weights,
+            cache: Some(&cache),
             ..Storage::frozen(dtype, &device)
         };
         let mut model = load(&self.config, &self.weights(recipe), &storage)?;
