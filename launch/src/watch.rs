@@ -11,7 +11,7 @@ use interlingua_trainer::train::{Event, Started};
 
 use crate::cli::Global;
 use crate::progress::{self, Preparation};
-use crate::{learnt, logging, plan, style, table};
+use crate::{answers, learnt, logging, plan, table};
 
 /// How many answers are shown.
 const EXAMPLES: usize = 4;

@@ -105,9 +105,12 @@ impl Base {
         quantization: Option<Quantization>,
     ) -> Result<Model, TrainError> {
         let device = device(recipe.model.device)?;
-        let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device);
+        let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device)?;
+        let cache = quantised_folder();
         let storage = Storage {
             quantization,
+            offload: recipe.memory.offload == Offload::Weights,
+            cache: Some(&cache),
             ..Storage::frozen(dtype, &device)
         };
         let mut model = load(&self.config, &self.weights(recipe), &storage)?;
