@@ -130,11 +130,11 @@ fn values_out_of_range() {
 
 #[test]
 fn memory() {
-    assert_snapshot!(set("memory.budget=4"), @"");
-    assert_snapshot!(set("memory.budget=4 gigabytes"), @"");
-    assert_snapshot!(set("memory.offload=disk"), @"");
-    assert_snapshot!(set("memory.block_inputs=f16"), @"");
-    assert_snapshot!(set("memory.recompute=blocks"), @"");
+    assert_snapshot!(set("memory.budget=4"), @r#"--set memory.budget=4: `memory.budget` is 4, but must be empty, or a number of bytes such as "4GiB" or "2500MB". Put it in quotes."#);
+    assert_snapshot!(set("memory.budget=4 gigabytes"), @r#"--set memory.budget=4 gigabytes: `memory.budget` is "4 gigabytes", but must be empty, or a number of bytes such as "4GiB" or "2500MB"."#);
+    assert_snapshot!(set("memory.offload=disk"), @r#"--set memory.offload=disk: `memory.offload` is "disk", but must be "none", "activations" or "weights"."#);
+    assert_snapshot!(set("memory.block_inputs=f16"), @r#"--set memory.block_inputs=f16: `memory.block_inputs` is "f16", but must be "auto" or "bf16". Did you mean "bf16"?"#);
+    assert_snapshot!(set("memory.recompute=blocks"), @r#"--set memory.recompute=blocks: `memory.recompute` is "blocks", but must be "auto", "none" or "block". Did you mean "block"?"#);
 }
 
 #[test]

@@ -161,6 +161,30 @@ const VARIANTS: &[(&str, &[&str])] = &[
     ("bf16", &["model.dtype=bf16"]),
     ("bf16-recomputed", &["model.dtype=bf16", "memory.recompute=block"]),
     ("bottleneck", &["adapter.kind=bottleneck", "adapter.reduction=2"]),
+    ("full-8-bits", &["adapter.kind=none", "optimizer.kind=adamw8bit"]),
+    (
+        "full-bf16-moments",
+        &["adapter.kind=none", "optimizer.moments=bf16", "memory.recompute=block"],
+    ),
+    (
+        "nf4",
+        &["model.quantization={scheme = \"nf4\"}", "memory.recompute=block"],
+    ),
+    (
+        "nf4-graphs",
+        &[
+            "model.quantization={scheme = \"nf4\", double = false}",
+            "memory.recompute=none",
+        ],
+    ),
+    (
+        "int8",
+        &[
+            "model.quantization={scheme = \"int8\"}",
+            "optimizer.kind=adamw8bit",
+            "memory.recompute=block",
+        ],
+    ),
     (
         "last-blocks",
         &["adapter.kind=none", "train.parameters=re:layers\\.(2|3)\\."],

@@ -2,7 +2,8 @@
 
 use interlingua_checkpoints::config::ModelConfig;
 
-use super::settings::Settings;
+use super::plain;
+use super::settings::{DeviceKind, Settings};
 use super::shapes::{BlockShape, LinearShape};
 
 /// Numbers per token of a block's graph, its input apart, in the format of the computation unless said otherwise.
@@ -43,24 +44,43 @@ pub struct Sizes {
     pub keys: u64,
     /// Heads of queries.
     pub heads: u64,
+    /// Tokens of a sequence.
+    pub sequence: u64,
+    /// Whether operations are made of plain tensor operations; see [`super::plain`].
+    pub plain: bool,
 }
 
 impl Sizes {
-    /// Those of a model.
-    pub fn of(config: &ModelConfig) -> Self {
+    /// Those of a model under the settings of a run.
+    pub fn of(config: &ModelConfig, settings: &Settings) -> Self {
         Self {
             hidden: config.hidden_size as u64,
             inner: config.intermediate_size as u64,
             queries: (config.num_attention_heads * config.head_dim) as u64,
             keys: (config.num_key_value_heads * config.head_dim) as u64,
             heads: config.num_attention_heads as u64,
+            sequence: settings.row_tokens.div_ceil(settings.sequences) as u64,
+            plain: settings.is_plain(),
         }
     }
 
     /// What stands behind the attention holds at most in a forward pass without a graph, its inputs apart: the residual stream,
     /// and gate, up and their product.
     fn behind(&self) -> u64 {
-        self.hidden + 3 * self.inner
+        if self.plain {
+            plain::behind(self)
+        } else {
+            self.hidden + 3 * self.inner
+        }
+    }
+
+    /// What the attention of a block that is computed again keeps: queries, keys, values and its output.
+    fn attention(&self) -> u64 {
+        if self.plain {
+            plain::attention(self) + 2 * self.keys
+        } else {
+            2 * self.queries + 2 * self.keys
+        }
     }
 
     /// What a block holds at most of so many tokens in a forward pass without a graph, its input apart; it runs in tiles.
@@ -69,18 +89,15 @@ impl Sizes {
             hidden, queries, keys, ..
         } = self;
         let attention = tokens * (2 * queries + 2 * keys);
-        let behind = if tokens <= tile {
-            tokens * (queries + self.behind())
-        } else {
-            // The tiles' outputs add up beside the attention's; a tile's inputs are copies.
-            tokens * (queries + hidden) + tile * (self.behind() + hidden + queries)
-        };
+        if tokens <= tile {
+            return attention.max(tokens * (queries + self.behind()));
+        }
+        // The tiles' outputs add up beside the attention's; a tile's inputs are copies.
+        let behind = highest(tokens, tile, |done, tile| {
+            tokens * queries + done * hidden + tile * (self.behind() + hidden + queries)
+        });
         // Tiles are joined into a new tensor.
-        let joined = if tokens <= tile {
-            0
-        } else {
-            tokens * (queries + 2 * hidden)
-        };
+        let joined = tokens * (queries + 2 * hidden);
         attention.max(behind).max(joined)
     }
 
@@ -90,34 +107,53 @@ impl Sizes {
         let Self {
             hidden, queries, keys, ..
         } = self;
-        let kept = 2 * queries + 2 * keys;
+        let kept = self.attention();
         let behind = if tokens <= tile {
             tokens * (kept + graph.behind + graph.backward)
         } else {
-            // Gradients of the block's input and of the attention's output add up by tiles; a tile's inputs are copies.
-            tokens * (kept + 2 * hidden + queries) + tile * (graph.behind + graph.backward + hidden + queries)
+            // The gradient of the output is there whole; those of the block's input and of the attention's output add up by tiles,
+            // whose inputs are copies.
+            highest(tokens, tile, |done, tile| {
+                let copies = hidden + queries;
+                tokens * (kept + hidden) + done * (hidden + queries) + tile * (graph.behind + graph.backward + copies)
+            })
         };
         if !graph.reaches_before {
             return behind;
         }
         // The gradient along the residual connection; that of the attention's output, and those of queries, keys and values.
-        let attention = tokens * (hidden + kept + 2 * queries + 2 * keys);
+        let scores = if self.plain { plain::score_gradients(self) } else { 0 };
+        let attention = tokens * (hidden + kept + 2 * queries + 2 * keys) + scores;
         // The gradients of queries, keys and values, of the input twice, and the graph of a tile with its outputs side by side.
-        let before = tokens * (2 * hidden + queries + 2 * keys)
-            + tile.min(tokens) * (graph.before + 2 * hidden + 3 * (queries + 2 * keys));
+        let before = highest(tokens, tile, |done, tile| {
+            tokens * (hidden + queries + 2 * keys)
+                + done * hidden
+                + tile * (graph.before + 2 * hidden + 3 * (queries + 2 * keys))
+        });
         behind.max(attention).max(before)
     }
 }
 
+/// The highest of all tiles, by the tokens of the tiles that are done and those of the tile itself.
+fn highest(tokens: u64, tile: u64, held: impl Fn(u64, u64) -> u64) -> u64 {
+    let (whole, rest) = (tokens / tile, tokens % tile);
+    let last_whole = if whole == 0 { 0 } else { held((whole - 1) * tile, tile) };
+    last_whole.max(held(whole * tile, rest))
+}
+
 /// The graph of a block. `input_tracked`: something below the block is trained.
 pub fn graph(config: &ModelConfig, block: &BlockShape, settings: &Settings, input_tracked: bool) -> Graph {
+    if settings.is_plain() {
+        return plain::graph(&Sizes::of(config, settings), block, settings);
+    }
     let Sizes {
         hidden,
         inner,
         queries,
         keys,
         heads,
-    } = Sizes::of(config);
+        ..
+    } = Sizes::of(config, settings);
     let mut graph = Graph::default();
     let [q, k, v, o, gate, up, down] = block.linears.map(|shape| Linear { shape, settings });
     // A state is kept where a gradient flows through it, from the first place on that something is trained in or below.
@@ -169,29 +205,30 @@ impl Linear<'_> {
         self.shape.rank > 0
     }
 
-    /// Whether the operation keeps its input for the gradient of its weight or adapter. The input itself is not kept where the
-    /// adapter reads a copy of it: after dropout in a DoRA, by language in a routed adapter.
-    fn keeps_input(&self) -> bool {
-        let reads_a_copy = self.settings.routed || (self.settings.dora && self.settings.dropout);
-        self.shape.trained || (self.has_adapter() && !reads_a_copy)
+    /// Whether the adapter reads a copy of the input: after dropout where that is an operation of its own, as in a DoRA and on a
+    /// GPU, and by language in a routed adapter.
+    fn reads_a_copy(&self) -> bool {
+        let Settings {
+            routed, dora, dropout, ..
+        } = *self.settings;
+        routed || (dropout && (dora || self.settings.device == DeviceKind::Cuda))
     }
 
-    /// What it keeps beside its input: the low-rank state; the copies above, with the mask that made them; a DoRA's product
-    /// before it is rescaled.
+    /// Whether the operation keeps its input for the gradient of its weight or adapter.
+    fn keeps_input(&self) -> bool {
+        self.shape.trained || (self.has_adapter() && !self.reads_a_copy())
+    }
+
+    /// What it keeps beside its input: the low-rank state; the copy above, and on a CPU the mask of dropout that made it; a DoRA's
+    /// product before it is rescaled.
     fn own(&self) -> u64 {
         if !self.has_adapter() {
             return 0;
         }
         let (inputs, outputs) = (self.shape.inputs as u64, self.shape.outputs as u64);
-        let Settings {
-            routed, dora, dropout, ..
-        } = *self.settings;
-        let copies = match (routed || dora, dropout) {
-            (true, true) => 2 * inputs,
-            (true, false) if routed => inputs,
-            _ => 0,
-        };
-        self.shape.rank as u64 + copies + when(dora, outputs)
+        let mask = self.settings.dropout && self.settings.device == DeviceKind::Cpu;
+        let copies = when(self.reads_a_copy(), inputs + when(mask, inputs));
+        self.shape.rank as u64 + copies + when(self.settings.dora, outputs)
     }
 
     /// How many copies of its input's gradient a backward pass holds on top of the gradient: the path through dropout, before

@@ -7,6 +7,7 @@
 pub mod block;
 pub mod budget;
 pub mod moments;
+mod plain;
 pub mod settings;
 pub mod shapes;
 #[cfg(test)]
@@ -146,7 +147,7 @@ impl Planner {
         device: DeviceKind,
         data: Option<DataFacts>,
     ) -> Result<Self, TrainError> {
-        let settings = Settings::of(recipe, config.num_hidden_layers, file, device, data);
+        let settings = Settings::of(recipe, config, file, device, data);
         let languages = data.map_or_else(|| languages(recipe), |data| data.languages);
         let shapes = Shapes::of(recipe, config, languages)?;
         Ok(Self {

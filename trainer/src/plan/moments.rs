@@ -4,9 +4,10 @@ use interlingua_checkpoints::config::ModelConfig;
 use interlingua_recipes::Offload;
 
 use super::block::{Graph, Sizes, graph};
+use super::plain::PRODUCT;
 use super::settings::{DeviceKind, Settings};
 use super::shapes::Shapes;
-use super::weights::{self, F32};
+use super::weights::{self, F32, WeightBytes};
 use super::{DeviceMemory, HostMemory};
 use crate::engine::head::chunk_rows_of;
 use crate::optimizers::moments::MomentFormat;
@@ -40,13 +41,13 @@ impl Moment {
 
 /// Memory by part under these settings.
 pub fn memory(config: &ModelConfig, shapes: &Shapes, settings: &Settings) -> (DeviceMemory, HostMemory) {
-    let step = Step::new(config, shapes, settings);
     let weights = weights::base(shapes, settings);
+    let step = Step::new(config, shapes, settings, weights);
     let adapter: u64 = shapes.adapter.iter().map(|elements| F32 * elements).sum();
     // A copy of the model shares what is frozen, and keeps what is trained as it was.
     let copies = settings.initial_copies * F32 * shapes.trained_elements();
     let optimizer = weights::optimizer(shapes, settings);
-    let workspace = step.workspace(weights.decoded);
+    let workspace = step.workspace();
     let mut device = DeviceMemory {
         weights: weights.device + settings.other_weights + copies,
         adapter,
@@ -81,10 +82,11 @@ struct Step<'a> {
     sizes: Sizes,
     graphs: Vec<Graph>,
     lowest: usize,
+    weights: WeightBytes,
 }
 
 impl<'a> Step<'a> {
-    fn new(config: &'a ModelConfig, shapes: &'a Shapes, settings: &'a Settings) -> Self {
+    fn new(config: &'a ModelConfig, shapes: &'a Shapes, settings: &'a Settings, weights: WeightBytes) -> Self {
         let lowest = shapes.lowest();
         let blocks = shapes.blocks.iter().enumerate();
         let graphs = blocks.map(|(index, block)| {
@@ -98,9 +100,10 @@ impl<'a> Step<'a> {
             config,
             shapes,
             settings,
-            sizes: Sizes::of(config),
+            sizes: Sizes::of(config, settings),
             graphs: graphs.collect(),
             lowest,
+            weights,
         }
     }
 
@@ -110,7 +113,17 @@ impl<'a> Step<'a> {
     }
 
     fn graph_bytes(&self, tokens: u64, block: usize) -> u64 {
-        self.states(tokens, self.graphs[block].kept()) + F32 * tokens * self.graphs[block].kept_f32
+        let graph = &self.graphs[block];
+        self.states(tokens, graph.kept()) + F32 * tokens * graph.kept_f32 + self.casts(block)
+    }
+
+    /// What is trained, in the format of the computation where that is another.
+    fn casts(&self, block: usize) -> u64 {
+        if self.settings.number == F32 {
+            0
+        } else {
+            self.settings.number * self.shapes.blocks[block].trained_elements
+        }
     }
 
     /// The inputs of blocks from the lowest one to before `end`.
@@ -150,7 +163,7 @@ impl<'a> Step<'a> {
     }
 
     /// Buffers of operations, and what all micro-batches of a step read: tokens, targets and rotations.
-    fn workspace(&self, decoded: u64) -> u64 {
+    fn workspace(&self) -> u64 {
         let settings = self.settings;
         let rotations = F32 * self.config.head_dim as u64;
         let all_tokens = settings.tokens() * settings.accumulation as u64;
@@ -160,11 +173,14 @@ impl<'a> Step<'a> {
                 let packed_columns = PACKED_COLUMN * F32 * columns;
                 settings.threads * THREAD
                     + packed_columns.min(PACKED_MOST)
-                    + (F32 * decoded).min(DECODED)
+                    + (F32 * self.weights.decoded).min(DECODED)
                     + self.row_norms()
+                    + self.product()
                     + all_tokens.min(settings.all_tokens) * (rotations + BATCH_TOKEN)
             }
-            DeviceKind::Cuda => settings.number * decoded + all_tokens * (rotations + F32) + self.row_norms(),
+            DeviceKind::Cuda => {
+                settings.number * self.weights.decoded + all_tokens * (rotations + F32) + self.row_norms()
+            }
         }
     }
 
@@ -178,12 +194,26 @@ impl<'a> Step<'a> {
         }
     }
 
+    /// What a product without a kernel makes of the largest weight of a block.
+    fn product(&self) -> u64 {
+        if self.settings.is_plain() {
+            PRODUCT * self.largest_linear()
+        } else {
+            0
+        }
+    }
+
+    /// The largest linear layer of a block, in numbers.
+    fn largest_linear(&self) -> u64 {
+        let linears = self.shapes.blocks.iter().flat_map(|block| block.linears);
+        let elements = linears.map(|linear| (linear.inputs * linear.outputs) as u64);
+        elements.max().unwrap_or(0)
+    }
+
     /// What the row norms of a DoRA's weight take: its squares in f32.
     fn row_norms(&self) -> u64 {
-        let linears = self.shapes.blocks.iter().flat_map(|block| block.linears);
-        let elements = linears.map(|linear| (linear.inputs * linear.outputs) as u64).max();
         if self.settings.dora {
-            F32 * elements.unwrap_or(0)
+            F32 * self.largest_linear()
         } else {
             0
         }
@@ -258,6 +288,7 @@ impl<'a> Step<'a> {
 
     /// A chunk of logits at its highest moment, and the gradient of the head's own weight.
     fn logits(&self, tokens: u64) -> (u64, u64) {
+        let settings = self.settings;
         let (vocabulary, hidden) = (self.config.vocab_size as u64, self.sizes.hidden);
         let rows = (chunk_rows_of(self.config.vocab_size) as u64).min(tokens);
         let logits = rows * vocabulary * F32;
@@ -268,11 +299,21 @@ impl<'a> Step<'a> {
         } else {
             0
         };
+        let decoded = F32 * self.weights.decoded_head;
         match self.settings.device {
+            // Three times in f32: the logits, their softmax and the targets. Or the product: the weight in f32 and the logits twice.
+            DeviceKind::Cpu if self.settings.is_plain() => {
+                let product = PRODUCT * (rows * vocabulary + vocabulary * hidden);
+                ((3 * logits).max(product) + states, gradient)
+            }
             DeviceKind::Cpu if has_graph => ((2 * logits).max(logits + gradient) - gradient + states, gradient),
-            DeviceKind::Cpu => (logits + states, 0),
-            // The logits in the format of the computation, and their gradient in f32 and in that format.
-            DeviceKind::Cuda => (2 * rows * vocabulary * self.settings.number + logits + states, gradient),
+            DeviceKind::Cpu => (logits + states + decoded.min(DECODED), 0),
+            // Their gradient takes the place of the logits, unless a graph holds these.
+            DeviceKind::Cuda => {
+                let logits = logits / F32 * settings.number;
+                let decoded = settings.number * self.weights.decoded_head;
+                (logits * if has_graph { 2 } else { 1 } + states + decoded, gradient)
+            }
         }
     }
 
@@ -286,7 +327,10 @@ impl<'a> Step<'a> {
             let graph = self.graphs[block];
             let activations = if self.settings.recompute {
                 let again = self.sizes.backward_again(&graph, tokens, self.settings.tile());
-                self.settings.number * again + F32 * tokens * graph.kept_f32 + self.block_input_copy(tokens)
+                self.settings.number * again
+                    + F32 * tokens * graph.kept_f32
+                    + self.casts(block)
+                    + self.block_input_copy(tokens)
             } else {
                 let kept: u64 = (self.lowest..=block).map(|block| self.graph_bytes(tokens, block)).sum();
                 kept + self.states(tokens, graph.backward)

@@ -5,6 +5,8 @@ use std::path::Path;
 use interlingua_checkpoints::config::ModelConfig;
 use interlingua_checkpoints::dtype::Dtype as FileDtype;
 use interlingua_checkpoints::hub;
+use interlingua_checkpoints::packed::{Quantization, Scheme};
+use interlingua_checkpoints::quantization_config::StoredQuantization;
 use interlingua_recipes::{
     AdapterKind, AuxiliaryKind, BlockInputs, Dtype, Format, Init, Layer, Offload, Recipe, Recompute, ReferenceAdapter,
     Route,
@@ -13,6 +15,7 @@ use interlingua_recipes::{
 use super::time;
 use crate::engine::tiles::{CPU_TILE, GPU_TILE};
 use crate::optimizers::moments::MomentFormat;
+use crate::train::setup::quantization;
 
 /// Tokens of a batch of an evaluation.
 const EVALUATION_TOKENS: usize = 4096;
@@ -38,20 +41,6 @@ impl DeviceKind {
     }
 }
 
-/// How the frozen linear layers of blocks are packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Packing {
-    /// NF4 in blocks of so many numbers, with scales in f32 or quantised once more.
-    Nf4 {
-        /// Numbers of a block.
-        block: u64,
-        /// Whether the scales are quantised too.
-        double: bool,
-    },
-    /// One byte a number and one scale a row.
-    Int8,
-}
-
 /// What tokenised data says, where it is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataFacts {
@@ -61,8 +50,8 @@ pub struct DataFacts {
     pub tokens: u64,
     /// Languages.
     pub languages: usize,
-    /// Whether something is held out.
-    pub heldout: bool,
+    /// Tokens of the samples that are held out.
+    pub heldout_tokens: u64,
 }
 
 /// What memory depends on beside the shapes of the model.
@@ -95,9 +84,7 @@ pub struct Settings {
     /// Whether weights come from a file, which can be mapped, rather than from a random generator.
     pub from_file: bool,
     /// How frozen linear layers are packed; `None`: not at all.
-    pub packing: Option<Packing>,
-    /// Whether a head of its own is packed too.
-    pub packs_head: bool,
+    pub quantization: Option<Quantization>,
     /// The format of the moments.
     pub moments: MomentFormat,
     /// Whether the backward pass makes the graphs of blocks again.
@@ -131,7 +118,13 @@ pub struct Settings {
 impl Settings {
     /// Those of a recipe for a model of this shape. With `recompute = "auto"` blocks keep their graphs; see
     /// [`super::Planner::decide`].
-    pub fn of(recipe: &Recipe, blocks: usize, file: FileDtype, device: DeviceKind, data: Option<DataFacts>) -> Self {
+    pub fn of(
+        recipe: &Recipe,
+        config: &ModelConfig,
+        file: FileDtype,
+        device: DeviceKind,
+        data: Option<DataFacts>,
+    ) -> Self {
         let number = match (recipe.model.dtype, device) {
             (Dtype::F32, _) | (Dtype::Auto, DeviceKind::Cpu) => 4,
             (Dtype::Auto, DeviceKind::Cuda) if file == FileDtype::F32 => 4,
@@ -145,11 +138,17 @@ impl Settings {
         let reference = recipe.reference.clone().unwrap_or_default();
         let compares = objective.kind.needs_reference();
         let shares = compares && reference.model.is_empty() && !reference.cache;
-        let evaluates = recipe.data.holdout > 0.0 || !recipe.eval.tasks.is_empty();
         let length = recipe.data.max_length;
         let whole = data.map_or(u64::MAX, |data| data.tokens);
         let row_tokens = row_tokens(recipe, data);
         let at_most = |tokens: usize| tokens.min(usize::try_from(whole).unwrap_or(usize::MAX));
+        // Of tasks nothing is known here but that there are some.
+        let evaluated = match data {
+            _ if !recipe.eval.tasks.is_empty() => usize::MAX,
+            Some(data) => usize::try_from(data.heldout_tokens).unwrap_or(usize::MAX),
+            None if recipe.data.holdout > 0.0 => usize::MAX,
+            None => 0,
+        };
         let auxiliary = objective
             .auxiliary
             .iter()
@@ -157,7 +156,10 @@ impl Settings {
         let layers = auxiliary
             .clone()
             .map(|auxiliary| auxiliary.layer.unwrap_or(Layer::Middle));
-        let auxiliary_blocks = layers.filter_map(|layer| layer.of(blocks)).max().unwrap_or(0);
+        let auxiliary_blocks = layers
+            .filter_map(|layer| layer.of(config.num_hidden_layers))
+            .max()
+            .unwrap_or(0);
         let auxiliary = auxiliary.map(|auxiliary| {
             let pairs = auxiliary.batch_size.unwrap_or(recipe.train.batch_size);
             at_most(2 * pairs * auxiliary.max_length.unwrap_or(length))
@@ -172,15 +174,10 @@ impl Settings {
             auxiliary_tokens: auxiliary.max().unwrap_or(0),
             auxiliary_blocks,
             accumulation: recipe.train.gradient_accumulation,
-            evaluation_tokens: if evaluates {
-                at_most(EVALUATION_TOKENS.max(row_tokens))
-            } else {
-                0
-            },
+            evaluation_tokens: evaluated.min(EVALUATION_TOKENS.max(row_tokens)),
             number,
             file_number: file.bytes() as u64,
-            packing: None,
-            packs_head: false,
+            quantization: quantization(recipe).or(config.quantization.map(stored)),
             moments: MomentFormat::of(&recipe.optimizer),
             recompute: recipe.memory.recompute == Recompute::Block,
             block_input_number: match recipe.memory.block_inputs {
@@ -212,6 +209,11 @@ impl Settings {
             accumulation: (self.rows * self.accumulation).div_ceil(rows),
             ..self.clone()
         }
+    }
+
+    /// Whether operations are made of plain tensor operations: the kernels of the CPU are for f32.
+    pub fn is_plain(&self) -> bool {
+        self.device == DeviceKind::Cpu && self.number != 4
     }
 
     /// Tokens that a block works on at a time where it runs in tiles.
@@ -249,6 +251,15 @@ fn row_tokens(recipe: &Recipe, data: Option<DataFacts>) -> usize {
         Some(data) => data.longest,
         None => sequences * length,
     }
+}
+
+/// How a model's files are quantised, as if a recipe had said it.
+fn stored(quantization: StoredQuantization) -> Quantization {
+    let scheme = match quantization {
+        StoredQuantization::Nf4 { double } => Scheme::Nf4 { block: 64, double },
+        StoredQuantization::Int8 => Scheme::Int8,
+    };
+    Quantization { scheme, head: false }
 }
 
 /// Threads that compute on this machine.

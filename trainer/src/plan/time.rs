@@ -67,7 +67,7 @@ pub fn step_seconds(config: &ModelConfig, shapes: &Shapes, settings: &Settings) 
 /// gradient of the input from the lowest trained block on, once for the gradient of a trained weight, and once more where blocks
 /// are computed again; and those of attention, of which half is masked.
 pub fn operations_per_token(config: &ModelConfig, shapes: &Shapes, settings: &Settings) -> f64 {
-    let sizes = Sizes::of(config);
+    let sizes = Sizes::of(config, settings);
     let lowest = shapes.lowest();
     let attention = 2.0 * sizes.queries as f64 * settings.row_tokens as f64;
     let mut operations = 0.0;

@@ -1,8 +1,9 @@
 //! Where weights live and what they take there; gradients and moments of what is trained.
 
+use interlingua_checkpoints::packed::Scheme;
 use interlingua_recipes::Offload;
 
-use super::settings::{DeviceKind, Packing, Settings};
+use super::settings::{DeviceKind, Settings};
 use super::shapes::{BaseParameter, Place, Shapes};
 
 /// Bytes of an f32.
@@ -17,83 +18,108 @@ pub struct WeightBytes {
     pub device: u64,
     /// In host memory.
     pub host: u64,
-    /// The largest weight that is decoded where it is used, in numbers.
+    /// The largest weight of a block that is decoded where it is used, in numbers.
     pub decoded: u64,
+    /// The head, where that is decoded, in numbers.
+    pub decoded_head: u64,
 }
 
 /// The base's weights.
 pub fn base(shapes: &Shapes, settings: &Settings) -> WeightBytes {
     let mut bytes = WeightBytes::default();
-    let mut offloaded = vec![0u64; shapes.blocks.len()];
+    let mut brought = vec![0u64; shapes.blocks.len()];
     for parameter in &shapes.base {
         let elements = parameter.elements();
-        let kept = kept(parameter, shapes, settings);
-        if kept != Kept::Dense {
-            bytes.decoded = bytes.decoded.max(elements);
-        }
-        let size = match kept {
-            Kept::Dense if parameter.trained => F32 * elements,
-            Kept::Dense => settings.number * elements,
-            Kept::Packed(packing) => packed_bytes(packing, parameter.shape),
-            Kept::Stored | Kept::Mapped => settings.file_number * elements,
+        let Kept { format, place } = kept(parameter, shapes, settings);
+        let size = match format {
+            Format::Trained => F32 * elements,
+            Format::Computed => settings.number * elements,
+            Format::Quantised(scheme) => packed_bytes(scheme, parameter.shape),
+            Format::File => settings.file_number * elements,
         };
-        match kept {
+        match place {
+            Where::Device => bytes.device += size,
             // Mapped files are not counted; numbers that come from no file have to be somewhere.
-            Kept::Mapped => {
-                if !settings.from_file {
-                    bytes.host += size;
-                }
-                if let Some(block) = parameter.block {
-                    offloaded[block] += settings.number * elements;
-                }
-            }
-            _ => bytes.device += size,
+            Where::Mapped if settings.from_file => {}
+            Where::Mapped => bytes.host += size,
+        }
+        if let (Where::Mapped, Some(block)) = (place, parameter.block) {
+            brought[block] += size;
+        }
+        match (format, parameter.place) {
+            (Format::Trained | Format::Computed, _) => {}
+            (_, Place::BlockLinear) => bytes.decoded = bytes.decoded.max(elements),
+            // A frozen embedding is read by rows, unless it is the head too.
+            (_, Place::Embedding) if !is_tied(shapes) => {}
+            _ => bytes.decoded_head = elements,
         }
     }
     if settings.device == DeviceKind::Cuda {
         // The block that computes, and the next one.
-        let pairs = offloaded.windows(2).map(|pair| pair.iter().sum::<u64>());
-        bytes.device += pairs.max().unwrap_or_else(|| offloaded.iter().sum::<u64>());
+        let pairs = brought.windows(2).map(|pair| pair.iter().sum::<u64>());
+        bytes.device += pairs.max().unwrap_or_else(|| brought.iter().sum::<u64>());
     }
     bytes
 }
 
 /// How a weight is kept, as `models::weights` decides it.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    format: Format,
+    place: Where,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Format {
+    /// f32, since it is trained.
+    Trained,
+    /// That of the computation.
+    Computed,
+    /// Fewer bits.
+    Quantised(Scheme),
+    /// That of its file.
+    File,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kept {
-    /// On the device, in f32 when trained, else in the format of the computation.
-    Dense,
-    /// In fewer bits.
-    Packed(Packing),
-    /// In memory, in the format of its file.
-    Stored,
-    /// In its file.
+enum Where {
+    /// In the memory of the device.
+    Device,
+    /// In a file, and brought to the device where it is used.
     Mapped,
 }
 
 fn kept(parameter: &BaseParameter, shapes: &Shapes, settings: &Settings) -> Kept {
     let offload = settings.offload == Offload::Weights;
     let on_cpu = settings.device == DeviceKind::Cpu;
-    let is_tied = !shapes.base.iter().any(|other| other.place == Place::Head);
-    match (parameter.place, settings.packing) {
-        _ if parameter.trained => Kept::Dense,
-        (Place::Small, _) => Kept::Dense,
-        (Place::Embedding, _) if !is_tied && settings.from_file => Kept::Mapped,
-        (Place::BlockLinear, Some(packing)) => Kept::Packed(packing),
-        (Place::Head, Some(packing)) if settings.packs_head => Kept::Packed(packing),
-        (Place::BlockLinear, None) if offload => Kept::Mapped,
-        (Place::Embedding | Place::Head, _) if on_cpu && offload => Kept::Mapped,
-        (Place::Embedding | Place::Head, Some(_)) if on_cpu => Kept::Stored,
-        _ => Kept::Dense,
-    }
+    let quantised = settings.quantization.map(|quantization| quantization.scheme);
+    let quantised_head = settings.quantization.is_some_and(|quantization| quantization.head);
+    let (format, place) = match (parameter.place, quantised) {
+        _ if parameter.trained => (Format::Trained, Where::Device),
+        (Place::Small, _) => (Format::Computed, Where::Device),
+        (Place::Embedding, _) if !is_tied(shapes) && settings.from_file => (Format::File, Where::Mapped),
+        (Place::BlockLinear, Some(scheme)) if offload => (Format::Quantised(scheme), Where::Mapped),
+        (Place::BlockLinear, Some(scheme)) => (Format::Quantised(scheme), Where::Device),
+        (Place::Head, Some(scheme)) if quantised_head => (Format::Quantised(scheme), Where::Device),
+        (Place::BlockLinear, None) if offload => (Format::File, Where::Mapped),
+        (Place::Embedding | Place::Head, _) if on_cpu && offload => (Format::File, Where::Mapped),
+        (Place::Embedding | Place::Head, Some(_)) if on_cpu => (Format::File, Where::Device),
+        _ => (Format::Computed, Where::Device),
+    };
+    Kept { format, place }
+}
+
+/// Whether the embedding is the head.
+fn is_tied(shapes: &Shapes) -> bool {
+    !shapes.base.iter().any(|parameter| parameter.place == Place::Head)
 }
 
 /// A packed matrix `[rows, columns]`.
-fn packed_bytes(packing: Packing, [rows, columns]: [usize; 2]) -> u64 {
+fn packed_bytes(scheme: Scheme, [rows, columns]: [usize; 2]) -> u64 {
     let (rows, elements) = (rows as u64, rows as u64 * columns as u64);
-    match packing {
-        Packing::Nf4 { block, double } => {
-            let scales = elements.div_ceil(block);
+    match scheme {
+        Scheme::Nf4 { block, double } => {
+            let scales = elements.div_ceil(block as u64);
             let scales = if double {
                 scales + F32 * scales.div_ceil(SCALE_BLOCK)
             } else {
@@ -101,7 +127,7 @@ fn packed_bytes(packing: Packing, [rows, columns]: [usize; 2]) -> u64 {
             };
             elements.div_ceil(2) + scales
         }
-        Packing::Int8 => elements + F32 * rows,
+        Scheme::Int8 => elements + F32 * rows,
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use interlingua_checkpoints::atomic::write_atomically;
 use interlingua_checkpoints::write::pretty;
+use interlingua_data::dataset::Dataset;
 use interlingua_data::prepare::Prepared;
 use interlingua_recipes::{BlockInputs, Offload, Recipe};
 
@@ -20,13 +21,13 @@ const PLAN: &str = "plan.json";
 
 /// What a plan reads of the data.
 pub fn facts(data: &Prepared) -> DataFacts {
+    let tokens = |dataset: &Dataset| (0..dataset.len()).map(|sample| dataset.length(sample) as u64).sum();
     let train = &data.train;
-    let lengths = (0..train.len()).map(|sample| train.length(sample));
     DataFacts {
-        longest: lengths.clone().max().unwrap_or(0),
-        tokens: lengths.map(|length| length as u64).sum(),
+        longest: (0..train.len()).map(|sample| train.length(sample)).max().unwrap_or(0),
+        tokens: tokens(train),
         languages: train.languages().len(),
-        heldout: data.heldout.as_ref().is_some_and(|heldout| !heldout.is_empty()),
+        heldout_tokens: data.heldout.as_ref().map_or(0, tokens),
     }
 }
 
