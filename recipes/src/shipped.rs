@@ -45,6 +45,11 @@ const OTHER_LANGUAGES: File = (
     include_bytes!("../examples/answers-in-other-languages.jsonl"),
 );
 const QUIZ: File = ("examples/quiz.jsonl", include_bytes!("../examples/quiz.jsonl"));
+const ARABIC: File = ("examples/arabic.jsonl", include_bytes!("../examples/arabic.jsonl"));
+const HUMAN_ASSISTANT: File = (
+    "examples/human-assistant.jinja",
+    include_bytes!("../examples/human-assistant.jinja"),
+);
 const HEALTH: File = ("examples/health.jsonl", include_bytes!("../examples/health.jsonl"));
 const ALIGNED_WORDS: File = (
     "examples/aligned-words.jsonl",
@@ -323,6 +328,48 @@ const SHIPPED: &[Shipped] = &[
             BASE_WEIGHTS,
             BASE_TOKENIZER,
             BASE_TOKENIZER_CONFIG,
+        ],
+    },
+    Shipped {
+        name: "qlora-4gb-arabic",
+        summary: "QLoRA: 1.5 billion parameters in four bits, an Arabic adapter, on a card of 4 GB",
+        files: with_base![
+            ("qlora-4gb-arabic.toml", include_bytes!("../qlora-4gb-arabic.toml")),
+            ARABIC,
+            HUMAN_ASSISTANT,
+            COMMIT_QUESTIONS,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "qlora-8b-8gb",
+        summary: "QLoRA: 8 billion parameters in four bits, 8-bit moments, on a card of 8 GB",
+        files: with_base![
+            ("qlora-8b-8gb.toml", include_bytes!("../qlora-8b-8gb.toml")),
+            LESSONS,
+            COMMIT_QUESTIONS,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "qlora-70b-24gb-offload",
+        summary: "QLoRA: 70 billion parameters on a card of 24 GB, their weights in host memory",
+        files: with_base![
+            (
+                "qlora-70b-24gb-offload.toml",
+                include_bytes!("../qlora-70b-24gb-offload.toml"),
+            ),
+            LESSONS,
+            LICENSES,
+        ],
+    },
+    Shipped {
+        name: "lora-bf16-h100",
+        summary: "LoRA: 8 billion parameters in bf16 on one large card, nothing computed twice",
+        files: with_base![
+            ("lora-bf16-h100.toml", include_bytes!("../lora-bf16-h100.toml")),
+            LESSONS,
+            LICENSES,
         ],
     },
 ];

@@ -177,3 +177,82 @@ fn what_cannot_be_measured_is_refused_before_anything_runs() {
     eval(&["dpo.toml", "--set", "data.holdout=0.5"]).refuses(2, &["nothing to measure", "reference"]);
     assert!(!scratch.path("run").exists(), "nothing is written");
 }
+
+/// The base is measured as it is and quantised; both are what a run on such a base begins with.
+#[test]
+fn the_damage_of_quantising_is_reported_by_language() {
+    let scratch = tokens();
+    let nf4 = ["--set", "model.quantization.scheme=nf4"];
+    let train = ["train", "recipe.toml", "--set", "train.steps=1"];
+    scratch.run(train).succeeds();
+    let quantised = [&train[..], &nf4, &["--set", "output=quantised"]].concat();
+    scratch.run(quantised).succeeds();
+    let eval = [&["eval", "recipe.toml"], &nf4[..]].concat();
+    let measured = scratch.run([&eval[..], &["--json"]].concat()).succeeds().json();
+    assert_eq!(
+        measured["quantization"],
+        serde_json::json!({ "scheme": "nf4", "block": 64, "double": true, "head": false })
+    );
+    assert_equal(&measured["tasks"][0], &evaluations(&scratch, "run", 0)[0]);
+    assert_equal(&measured["quantized"][0], &evaluations(&scratch, "quantised", 0)[0]);
+    let damage = &measured["damage"][0];
+    let languages = damage["by_language"].as_object().unwrap();
+    assert_eq!(languages.len(), 3, "{damage}");
+    let mean = [("mean", &damage["mean"])];
+    for (language, metrics) in languages
+        .iter()
+        .map(|(name, metrics)| (name.as_str(), metrics))
+        .chain(mean)
+    {
+        for metric in ["loss", "perplexity"] {
+            let number = |key: &str| metrics[metric][key].as_f64().unwrap();
+            let (before, after) = (number("before"), number("after"));
+            assert!(
+                (number("difference") - (after - before)).abs() < 1e-12,
+                "{language}: {metrics}"
+            );
+            assert!((after - before).abs() > 1e-6, "{language}: {metrics}");
+            let of = |tasks: &str| match language {
+                "mean" => measured[tasks][0]["mean"][metric].as_f64(),
+                _ => measured[tasks][0]["by_language"][language][metric].as_f64(),
+            };
+            assert_eq!(
+                (of("tasks"), of("quantized")),
+                (Some(before), Some(after)),
+                "{language}"
+            );
+        }
+    }
+    let shown = scratch.run(&eval);
+    for part in [
+        "Before and after quantising to NF4 in blocks of 64, double",
+        "→",
+        "mean",
+    ] {
+        assert!(shown.succeeds().stdout.contains(part), "{part} is not in {shown:#?}");
+    }
+}
+
+/// A file of tasks may say how the model is quantised, and no adapter is needed for that.
+#[test]
+fn tasks_without_a_recipe_are_measured_quantised_too() {
+    let scratch = tokens();
+    let recipe = scratch.read("recipe.toml");
+    let task = &recipe[recipe.find("[[eval.tasks]]").unwrap()..];
+    scratch.write("tasks.toml", format!("[model.quantization]\nscheme = \"int8\"\n{task}"));
+    let model = interlingua_tests::binary::workspace().join("tests/fixtures/models/llama");
+    let model = model.to_str().unwrap();
+    let eval = ["eval", "--model", model, "--tasks", "tasks.toml"];
+    let measured = scratch.run([&eval[..], &["--json"]].concat()).succeeds().json();
+    assert_eq!(measured["quantization"]["scheme"], "int8");
+    assert!(measured["damage"][0]["mean"]["loss"]["difference"].as_f64().unwrap() != 0.0);
+    let block = [
+        "--set",
+        "model.quantization.scheme=nf4",
+        "--set",
+        "model.quantization.block=96",
+    ];
+    scratch
+        .run([&eval[..], &block].concat())
+        .refuses(2, &["model.quantization.block", "96"]);
+}

@@ -53,7 +53,14 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
     });
     preparation.finish();
     let measurement = measurement?;
-    let quantization = quantization(&recipe);
+    let mut quantization = quantization(&recipe);
+    if quantization.is_some() && measurement.is_quantised() {
+        tracing::warn!(
+            "the files of {} are quantised already, so there is nothing to compare them with",
+            recipe.model.path
+        );
+        quantization = None;
+    }
     let say = |how: &str| {
         tracing::info!(
             "measuring {}{how}: {}",

@@ -39,9 +39,10 @@ pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     findings
 }
 
-/// Everything that is wrong with the tasks of a recipe that only evaluates.
+/// Everything that is wrong with a recipe that only evaluates: with its tasks, and how its model is quantised.
 pub(crate) fn check_tasks(recipe: &Recipe) -> Vec<Finding> {
     let mut findings = Vec::new();
+    quantization::check_block(recipe, &mut findings);
     tasks::check(recipe, &mut findings);
     findings
 }

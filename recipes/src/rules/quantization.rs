@@ -25,12 +25,7 @@ pub(super) fn check(recipe: &Recipe, findings: &mut Vec<Finding>) {
     let Some(quantization) = &recipe.model.quantization else {
         return;
     };
-    if let Some(block) = quantization.block
-        && !(block.is_power_of_two() && (64..=4096).contains(&block))
-    {
-        let message = format!("is {block}, but must be 64, 128, 256, 512, 1024, 2048 or 4096.");
-        findings.push(Finding::at("model.quantization.block", &message));
-    }
+    check_block(recipe, findings);
     let parameters = &recipe.train.parameters;
     if recipe.adapter.kind == AdapterKind::None && *parameters == Parameters::Auto {
         let message = "keeps the weights of linear layers in few bits, in which they cannot be trained, and without an \
@@ -61,6 +56,19 @@ pub(super) fn check(recipe: &Recipe, findings: &mut Vec<Finding>) {
             );
             findings.push(Finding::at(&format!("adapter.modules_to_save.{index}"), &message));
         }
+    }
+}
+
+/// The size of its blocks.
+pub(super) fn check_block(recipe: &Recipe, findings: &mut Vec<Finding>) {
+    let block = recipe
+        .model
+        .quantization
+        .as_ref()
+        .and_then(|quantization| quantization.block);
+    if let Some(block) = block.filter(|block| !(block.is_power_of_two() && (64..=4096).contains(block))) {
+        let message = format!("is {block}, but must be 64, 128, 256, 512, 1024, 2048 or 4096.");
+        findings.push(Finding::at("model.quantization.block", &message));
     }
 }
 

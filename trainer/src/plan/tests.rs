@@ -47,6 +47,25 @@ fn quantised(shape: &str, device: DeviceKind, settings: &[&str]) -> Planner {
     planner
 }
 
+/// The recipes that ship for a card of some size fit it as they stand.
+#[test]
+fn shipped_recipes_fit_their_cards() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
+    for (name, shape, card) in [
+        ("qlora-4gb-arabic", QWEN, 2_500_000_000),
+        ("qlora-8b-8gb", LLAMA_8B, 7 * GIB),
+        ("qlora-70b-24gb-offload", LLAMA_70B, 22 * GIB),
+        ("lora-bf16-h100", LLAMA_8B, 76 * GIB),
+    ] {
+        let recipe = Recipe::load(&folder.join(format!("{name}.toml")), &[]).unwrap();
+        let mut planner = Planner::new(&recipe, &config(shape), Dtype::BF16, DeviceKind::Cuda, None).unwrap();
+        planner.decide(recipe.memory.recompute, recipe.memory.budget_bytes(), None);
+        let budget = recipe.memory.budget_bytes().unwrap_or(card);
+        let fits = planner.check(budget.min(card));
+        assert!(fits.is_ok(), "{name}: {fits:?}");
+    }
+}
+
 #[test]
 fn qwen_of_a_billion_and_a_half_trains_on_a_small_card() {
     let settings = [

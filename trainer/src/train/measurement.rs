@@ -91,6 +91,11 @@ impl<'a> Measurement<'a> {
         heldout.into_iter().chain(tasks).collect::<Vec<_>>().join(", ")
     }
 
+    /// Whether the model's files are quantised already.
+    pub fn is_quantised(&self) -> bool {
+        self.base.config.quantization.is_some()
+    }
+
     /// Loads the model, quantised or as it is, measures it and lets it go.
     ///
     /// # Errors
