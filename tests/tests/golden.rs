@@ -122,9 +122,15 @@ fn verify_passes_with_every_adapter_and_the_merged_model_is_that_of_peft() {
 
 /// Trains as `trajectory.json` of a fixture says, and compares every step.
 fn follow(scratch: &Scratch, name: &str) -> Value {
-    let facts = json(&format!("trajectories/{name}/trajectory.json"));
+    let model = json(&format!("{name}/trajectory.json"))["run"]["model"].clone();
+    follow_on(scratch, name, &fixture(model.as_str().unwrap()), "")
+}
+
+/// The same on another model, and with more lines in the recipe.
+fn follow_on(scratch: &Scratch, name: &str, model: &Path, more: &str) -> Value {
+    let facts = json(&format!("{name}/trajectory.json"));
     let run = &facts["run"];
-    let folder = fixture(&format!("trajectories/{name}"));
+    let folder = fixture(name);
     let adapter = run["rank"].as_u64().map_or_else(String::new, |rank| {
         let (alpha, init) = (&run["alpha"], folder.join("adapter_init"));
         format!("[adapter]\nrank = {rank}\nalpha = {alpha}\ndropout = 0.0\ninit_from = {init:?}\n")
@@ -135,8 +141,7 @@ fn follow(scratch: &Scratch, name: &str) -> Value {
          [[data.sources]]\npath = {data:?}\nformat = \"tokens\"\n\
          [optimizer]\nlearning_rate = {rate}\nbetas = {betas}\neps = {eps}\nweight_decay = {decay}\nmax_grad_norm = {norm}\n\
          [schedule]\nkind = {schedule}\nwarmup = {warmup}\n\
-         [train]\nsteps = {steps}\nbatch_size = {batch}\ngradient_accumulation = {accumulation}\n",
-        model = fixture(run["model"].as_str().unwrap()),
+         [train]\nsteps = {steps}\nbatch_size = {batch}\ngradient_accumulation = {accumulation}\n{more}",
         data = folder.join("train.jsonl"),
         rate = run["learning_rate"],
         betas = run["betas"],
@@ -150,7 +155,7 @@ fn follow(scratch: &Scratch, name: &str) -> Value {
         accumulation = run["gradient_accumulation"],
     );
     scratch.write("recipe.toml", recipe);
-    scratch.run(["train", "recipe.toml"]).succeeds();
+    scratch.run(["train", "recipe.toml", "--fresh"]).succeeds();
     let tolerance = |key: &str| facts["tolerance"][key].as_f64().unwrap();
     let check = |key: &str, expected: &str, allowed: &dyn Fn(f64) -> f64| {
         let expected: Vec<f64> = serde_json::from_value(facts[expected].clone()).unwrap();
@@ -175,7 +180,7 @@ fn follow(scratch: &Scratch, name: &str) -> Value {
 #[test]
 fn an_adapter_follows_the_trajectory_of_peft() {
     let scratch = Scratch::new();
-    let facts = follow(&scratch, "sft_lora");
+    let facts = follow(&scratch, "trajectories/sft_lora");
     assert_close(
         &scratch.path("run/adapter/adapter_model.safetensors"),
         &fixture("trajectories/sft_lora/adapter_final/adapter_model.safetensors"),
@@ -186,10 +191,98 @@ fn an_adapter_follows_the_trajectory_of_peft() {
 #[test]
 fn full_fine_tuning_follows_the_trajectory_of_transformers() {
     let scratch = Scratch::new();
-    let facts = follow(&scratch, "sft_full");
+    let facts = follow(&scratch, "trajectories/sft_full");
     assert_close(
         &scratch.path("run/model/model.safetensors"),
         &fixture("trajectories/sft_full/final.safetensors"),
         facts["tolerance"]["final_relative"].as_f64().unwrap(),
     );
+}
+
+/// The schemes of the QLoRA fixtures, as recipes write them.
+const SCHEMES: [(&str, &str); 3] = [
+    ("nf4_double", "[model.quantization]\nscheme = \"nf4\"\n"),
+    ("nf4", "[model.quantization]\nscheme = \"nf4\"\ndouble = false\n"),
+    ("int8", "[model.quantization]\nscheme = \"int8\"\n"),
+];
+
+fn assert_final_adapter(scratch: &Scratch, name: &str, facts: &Value) {
+    assert_close(
+        &scratch.path("run/adapter/adapter_model.safetensors"),
+        &fixture(&format!("{name}/adapter_final/adapter_model.safetensors")),
+        facts["tolerance"]["final_relative"].as_f64().unwrap(),
+    );
+}
+
+#[test]
+fn an_adapter_on_a_quantised_base_follows_the_trajectory_of_peft() {
+    let scratch = Scratch::new();
+    for (scheme, recipe) in SCHEMES {
+        let name = format!("qlora/{scheme}");
+        let facts = follow_on(&scratch, &name, &fixture("qlora/base"), recipe);
+        assert_final_adapter(&scratch, &name, &facts);
+        let plain = facts["first_loss_without_quantisation"].as_f64().unwrap();
+        let first = column(&scratch.path("run"), "loss")[0];
+        assert!((first - plain).abs() > 1e-3, "{scheme}: the base is quantised");
+    }
+}
+
+#[test]
+fn what_transformers_saved_quantised_trains_as_it_is() {
+    let scratch = Scratch::new();
+    for (scheme, _) in SCHEMES {
+        let name = format!("qlora/{scheme}");
+        let saved = fixture(&format!("qlora/saved/{scheme}"));
+        let facts = follow_on(&scratch, &name, &saved, "");
+        assert_final_adapter(&scratch, &name, &facts);
+    }
+}
+
+#[test]
+fn weights_in_their_files_and_blocks_made_again_follow_the_same_trajectory() {
+    let scratch = Scratch::new();
+    let (scheme, recipe) = SCHEMES[0];
+    let name = format!("qlora/{scheme}");
+    let memory = format!("{recipe}[memory]\noffload = \"weights\"\nrecompute = \"block\"\n");
+    let facts = follow_on(&scratch, &name, &fixture("qlora/base"), &memory);
+    assert_final_adapter(&scratch, &name, &facts);
+}
+
+#[test]
+fn an_adapter_of_a_quantised_base_merges_into_what_it_was_trained_on_or_into_the_original() {
+    let scratch = Scratch::new();
+    let (scheme, recipe) = SCHEMES[0];
+    let base = fixture("qlora/base");
+    follow_on(&scratch, &format!("qlora/{scheme}"), &base, recipe);
+    let export = [
+        "export",
+        "--merge",
+        "--model",
+        text(&base),
+        "--adapter",
+        "run/adapter",
+        "--json",
+    ];
+    let merged = |out: &str, onto: &str| -> Value {
+        let ran = scratch.run([&export[..], &["--out", out, "--onto", onto]].concat());
+        ran.succeeds().json()
+    };
+    let onto_dequantized = merged("dequantized", "dequantized");
+    let onto_original = merged("original", "original");
+    let shift = |report: &Value| report["max_logit_shift"].as_f64().unwrap();
+    let rounding = onto_dequantized["max_logit_difference"].as_f64().unwrap();
+    assert_eq!(shift(&onto_dequantized), rounding, "merged into what it was trained on");
+    assert!(shift(&onto_original) > 4.0 * rounding, "{onto_original}");
+    for out in ["dequantized", "original"] {
+        let config = std::fs::read_to_string(scratch.path(out).join("config.json")).unwrap();
+        assert!(!config.contains("quantization_config"), "{out}");
+    }
+
+    // A folder that is quantised itself has nothing else to merge into.
+    let saved = fixture(&format!("qlora/saved/{scheme}"));
+    let export = ["export", "--merge", "--model", text(&saved), "--adapter", "run/adapter"];
+    scratch
+        .run([&export[..], &["--out", "refused", "--onto", "original"]].concat())
+        .refuses(2, &["quantised themselves"]);
+    scratch.run([&export[..], &["--out", "saved"]].concat()).succeeds();
 }

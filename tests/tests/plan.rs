@@ -1,6 +1,5 @@
 //! The memory plan, seen from the command line: what it predicts against what runs allocate, budgets, and runs that do not grow.
 #![expect(clippy::unwrap_used, reason = "a test stops where something is missing")]
-#![expect(clippy::print_stdout, reason = "a figure for each variant, shown when a test fails")]
 
 use std::fmt::Write;
 
