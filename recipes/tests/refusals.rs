@@ -75,15 +75,15 @@ fn adapters() {
 #[test]
 fn quantization() {
     let quantised = |lines: &str| with(&format!("[adapter]\n[model.quantization]\n{lines}"));
-    assert_snapshot!(quantised("scheme = \"fp4\""), @"");
-    assert_snapshot!(quantised("block = 96"), @"");
-    assert_snapshot!(quantised("block = 32"), @"");
-    assert_snapshot!(quantised("scheme = \"int8\"\ndouble = true"), @"");
-    assert_snapshot!(with("[model.quantization]"), @"");
-    assert_snapshot!(with("[model.quantization]\n[train]\nparameters = \"re:layers.3.mlp\""), @"");
-    assert_snapshot!(with("[model.quantization]\nhead = true\n[train]\nparameters = [\"lm_head\"]"), @"");
-    assert_snapshot!(with("[model.quantization]\nhead = true\n[adapter]\nmodules_to_save = [\"embed_tokens\", \"lm_head\"]"), @"");
-    assert_snapshot!(with("[model.quantization]\n[adapter]\nmodules_to_save = [\"down_proj\"]"), @"");
+    assert_snapshot!(quantised("scheme = \"fp4\""), @r#"my.toml:10: `model.quantization.scheme` is "fp4", but must be "nf4" or "int8"."#);
+    assert_snapshot!(quantised("block = 96"), @r#"my.toml:10: `model.quantization.block` is 96, but must be 64, 128, 256, 512, 1024, 2048 or 4096."#);
+    assert_snapshot!(quantised("block = 32"), @r#"my.toml:10: `model.quantization.block` is 32, but must be a whole number from 64 to 4096."#);
+    assert_snapshot!(quantised("scheme = \"int8\"\ndouble = true"), @r#"my.toml:11: `model.quantization.double` is not read by "int8". Leave it out. It reads none."#);
+    assert_snapshot!(with("[model.quantization]"), @r#"my.toml:8: `model.quantization` keeps the weights of linear layers in few bits, in which they cannot be trained, and without an adapter everything is. Add [adapter], or name in train.parameters what is not quantised, such as ["embed_tokens"]."#);
+    assert_snapshot!(with("[model.quantization]\n[train]\nparameters = \"re:layers.3.mlp\""), @r#"my.toml:10: `train.parameters` selects model.layers.3.mlp.gate_proj.weight, which `model.quantization` keeps in few bits, so that it cannot be trained. Select other parameters, or leave model.quantization out."#);
+    assert_snapshot!(with("[model.quantization]\nhead = true\n[train]\nparameters = [\"lm_head\"]"), @r#"my.toml:11: `train.parameters` selects lm_head.weight, which `model.quantization` keeps in few bits, so that it cannot be trained. Select other parameters, or leave model.quantization out."#);
+    assert_snapshot!(with("[model.quantization]\nhead = true\n[adapter]\nmodules_to_save = [\"embed_tokens\", \"lm_head\"]"), @r#"my.toml:11: `adapter.modules_to_save.1` is "lm_head", which `model.quantization` keeps in few bits, so that it cannot be trained in full. Set model.quantization.head = false, or leave it out here."#);
+    assert_snapshot!(with("[model.quantization]\n[adapter]\nmodules_to_save = [\"down_proj\"]"), @r#"my.toml:10: `adapter.modules_to_save.0` is "down_proj", which `model.quantization` keeps in few bits, so that it cannot be trained in full. Adapt it with adapter.targets instead."#);
 }
 
 #[test]
