@@ -10,7 +10,8 @@ use burn::tensor::activation::gelu;
 
 use crate::engine::languages::Rows;
 use crate::engine::pass::Pass;
-use crate::ops::linear::{dropout_reference, linear};
+use crate::ops::dropout::dropout as drop_out;
+use crate::ops::linear::linear;
 use crate::parameters::ParameterId;
 
 /// One block's bottleneck: W_down `[inner, hidden]`, W_up `[hidden, inner]`.
@@ -32,7 +33,7 @@ impl Bottleneck {
         let inner = gelu(linear(normed, pass.matrix(self.down), None, None));
         let change = linear(inner, pass.matrix(self.up), None, None);
         match rows.dropout(pass.dropout(&self.name, self.dropout)) {
-            Some(dropout) => dropout_reference(change, &dropout),
+            Some(dropout) => drop_out(change, &dropout),
             None => change,
         }
     }

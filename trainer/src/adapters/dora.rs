@@ -8,7 +8,8 @@ use burn::tensor::Tensor;
 use super::lora::Lora;
 use crate::engine::languages::Rows;
 use crate::engine::pass::Pass;
-use crate::ops::linear::{LowRank, dropout_reference, linear};
+use crate::ops::dropout::dropout as drop_out;
+use crate::ops::linear::{LowRank, linear};
 use crate::parameters::{ParameterId, Parameters};
 
 /// A low-rank adapter with a magnitude m `[outputs]`.
@@ -50,7 +51,7 @@ impl Dora {
         let output = match dropout {
             None => linear(x, weight, None, Some(adapter)) * factor,
             Some(dropout) => {
-                let dropped = dropout_reference(x.clone(), &dropout);
+                let dropped = drop_out(x.clone(), &dropout);
                 let base = linear(x, weight.clone(), None, None) - linear(dropped.clone(), weight.clone(), None, None);
                 base + linear(dropped, weight, None, Some(adapter)) * factor
             }

@@ -5,7 +5,8 @@ use burn::tensor::Tensor;
 
 use crate::engine::languages::Rows;
 use crate::engine::pass::Pass;
-use crate::ops::linear::{LowRank, dropout_reference, linear};
+use crate::ops::dropout::dropout as drop_out;
+use crate::ops::linear::{LowRank, linear};
 use crate::parameters::{ParameterId, Parameters};
 use crate::random::{key, text_key, uniform};
 
@@ -37,7 +38,7 @@ impl Lora {
     pub fn change(&self, x: Tensor<2>, module: &str, pass: &Pass, rows: Rows) -> Tensor<2> {
         let LowRank { a, b, scale, dropout } = self.operands(module, pass, rows);
         let x = match dropout {
-            Some(dropout) => dropout_reference(x, &dropout),
+            Some(dropout) => drop_out(x, &dropout),
             None => x,
         };
         linear(linear(x, a, None, None), b, None, None) * scale

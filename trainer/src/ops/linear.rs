@@ -16,13 +16,11 @@ use burn::tensor::{DType, Tensor};
 use interlingua_checkpoints::packed::Packed;
 
 use super::dequantize::packed_linear;
-use super::dropout::{Dropout, dropout};
+use super::dropout::{Dropout, dropout, dropout_reference};
 use super::flex::{dense, plain, tensor};
 use super::matrix::{Matrix, multiplied, multiply};
 use super::runs_on_flex;
 use super::weight::{self, OnDevice, Weight};
-
-pub use super::dropout::dropout_reference;
 
 /// A low-rank adapter of a linear layer.
 #[derive(Clone)]

@@ -46,7 +46,7 @@ pub struct Sizes {
     pub heads: u64,
     /// Tokens of a sequence.
     pub sequence: u64,
-    /// Whether operations are made of plain tensor operations; see [`super::plain`].
+    /// Whether operations are made of plain tensor operations; see `plan/plain.rs`.
     pub plain: bool,
 }
 
