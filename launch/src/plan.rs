@@ -31,7 +31,17 @@ pub(crate) fn table(plan: &Plan) -> Table {
     table
 }
 
-/// The same in a line: the total, then the parts that matter, largest first.
+/// The total in a line.
+pub(crate) fn headline(plan: &Plan) -> String {
+    format!(
+        "memory planned: {} on {} with recompute = \"{}\"",
+        table::bytes(plan.peak()),
+        plan.of.device,
+        plan.of.recompute
+    )
+}
+
+/// The total, and the parts that matter, largest first.
 pub(crate) fn line(plan: &Plan) -> String {
     let mut parts: Vec<(&str, u64)> = plan.device.parts().into_iter().collect();
     parts.push(("tokenizer and data", plan.host.data));
@@ -42,13 +52,7 @@ pub(crate) fn line(plan: &Plan) -> String {
         .into_iter()
         .map(|(part, bytes)| format!("{} {}", part.replace('_', " "), table::bytes(bytes)))
         .collect();
-    format!(
-        "memory planned: {} on {} with recompute = \"{}\" ({})",
-        table::bytes(plan.peak()),
-        plan.of.device,
-        plan.of.recompute,
-        parts.join(", ")
-    )
+    format!("{} ({})", headline(plan), parts.join(", "))
 }
 
 /// How much a run took beside what was planned; none where nothing was counted.

@@ -70,7 +70,8 @@ impl<'a> Watch<'a> {
     }
 
     fn planned(&mut self, plan: Plan) {
-        tracing::info!("{}{}", self.label, plan::line(&plan));
+        let (headline, table) = (plan::headline(&plan), plan::table(&plan).render());
+        tracing::info!("{}{headline}\n{table}", self.label);
         self.plan = Some(plan);
     }
 

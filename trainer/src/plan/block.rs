@@ -183,8 +183,8 @@ pub fn graph(config: &ModelConfig, block: &BlockShape, settings: &Settings, inpu
     graph.behind += down.own();
     graph.backward = hidden + inner * (1 + down.backward_copies());
     if let Some(bottleneck) = block.bottleneck {
-        // The normed output, the inner state before and after its nonlinearity, the output before the adapter, and the mask.
-        graph.behind += 2 * hidden + 2 * bottleneck as u64 + when(settings.dropout, hidden);
+        // The normed output, the inner state before and after its nonlinearity, and the output before the adapter.
+        graph.behind += 2 * hidden + 2 * bottleneck as u64;
     }
     graph
 }
@@ -219,15 +219,13 @@ impl Linear<'_> {
         self.shape.trained || (self.has_adapter() && !self.reads_a_copy())
     }
 
-    /// What it keeps beside its input: the low-rank state; the copy above, and on a CPU the mask of dropout that made it; a DoRA's
-    /// product before it is rescaled.
+    /// What it keeps beside its input: the low-rank state; the copy above; a DoRA's product before it is rescaled.
     fn own(&self) -> u64 {
         if !self.has_adapter() {
             return 0;
         }
         let (inputs, outputs) = (self.shape.inputs as u64, self.shape.outputs as u64);
-        let mask = self.settings.dropout && self.settings.device == DeviceKind::Cpu;
-        let copies = when(self.reads_a_copy(), inputs + when(mask, inputs));
+        let copies = when(self.reads_a_copy(), inputs);
         self.shape.rank as u64 + copies + when(self.settings.dora, outputs)
     }
 
