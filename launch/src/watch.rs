@@ -71,6 +71,8 @@ impl<'a> Watch<'a> {
 
     fn planned(&mut self, plan: Plan) {
         let (headline, table) = (plan::headline(&plan), plan::table(&plan).render());
+        // The log writes colours out as they are spelt.
+        let table = anstream::adapter::strip_str(&table);
         tracing::info!("{}{headline}\n{table}", self.label);
         self.plan = Some(plan);
     }

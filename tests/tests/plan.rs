@@ -297,7 +297,7 @@ fn a_run_over_its_budget_is_refused_before_anything_is_loaded() {
     assert!(proposed.contains(&"memory.recompute=block"), "{message}");
     let ran = run("train", &[&settings[..], &proposed, &["train.steps=1"]].concat());
     ran.succeeds();
-    for line in ["memory planned", "memory at its highest"] {
+    for line in ["memory planned", "\nhighest moment", "memory at its highest"] {
         assert!(ran.stderr.contains(line), "{ran:#?}");
     }
     // Graphs that do not fit are made again, without being told.
