@@ -1,7 +1,7 @@
 //! Keys and values that the recipe format has and this version does not: refused by name, not as typing mistakes.
 
 /// Keys, without list indices. A key covers everything below it.
-const KEYS: &[&str] = &["distributed", "model.vocabulary", "objective.temperature"];
+const KEYS: &[&str] = &["model.vocabulary", "objective.temperature"];
 
 /// Data formats that this version does not read.
 const FORMATS: &[&str] = &["retrieval", "stepwise"];

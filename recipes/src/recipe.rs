@@ -10,6 +10,7 @@ use toml::{Table, Value};
 use crate::adapter::Adapter;
 use crate::build::Build;
 use crate::data::Data;
+use crate::distributed::Distributed;
 use crate::document::{Document, LENGTHS};
 use crate::error::{Finding, Problem, RecipeError};
 use crate::eval::Eval;
@@ -62,6 +63,9 @@ pub struct Recipe {
     /// What is kept in memory.
     #[serde(default)]
     pub memory: Memory,
+    /// How several processes share the run.
+    #[serde(default)]
+    pub distributed: Distributed,
     /// What is measured at step 0, every train.eval_every steps, and at the end.
     #[serde(default)]
     pub eval: Eval,

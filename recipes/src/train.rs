@@ -298,7 +298,7 @@ impl Recompute {
 pub enum Offload {
     /// Nothing.
     None,
-    /// Block inputs: copied out and in while other blocks compute. On a CPU this changes nothing.
+    /// Block inputs: copied out while later blocks compute, and in when their block needs them. On a CPU this changes nothing.
     Activations,
     /// The frozen weights of blocks: read from the file, or from host memory, one block ahead.
     Weights,

@@ -1,6 +1,7 @@
 //! Training: models, adapters, objectives, the block-wise engine, optimizers, the run loop, generation and export.
 
 pub mod adapters;
+pub mod collectives;
 pub mod device;
 pub mod engine;
 pub mod error;
