@@ -5,12 +5,14 @@
 //! other ranks, and ends the process. Nothing but a checkpoint outlives that, and checkpoints are whole or not there.
 
 mod alone;
+mod threads;
 
 use std::fmt::Debug;
 
 use burn::tensor::{Int, Tensor};
 
 pub use alone::Alone;
+pub use threads::{on_threads, threads};
 
 /// The operations that ranks carry out together. Vectors are flat and have the same length and format on every rank, f32 or bf16;
 /// sums of bf16 are rounded to bf16.
