@@ -82,11 +82,7 @@ impl Checks<'_> {
         let values = (0..all).map(|index| value(index) as f32);
         let data = TensorData::new(values.collect::<Vec<f32>>(), [all]);
         let vector = Tensor::<1>::from_data(data, (&self.device, DType::F32)).cast(dtype);
-        if view {
-            vector.narrow(0, before, length)
-        } else {
-            vector
-        }
+        if view { vector.narrow(0, before, length) } else { vector }
     }
 
     fn compare(&mut self, name: &'static str, case: String, computed: &[f64], expected: &[f64], allowed: f64) {

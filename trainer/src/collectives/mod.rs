@@ -12,7 +12,6 @@ pub mod nccl;
 mod on_device;
 mod threads;
 
-use std::convert::Infallible;
 use std::fmt::Debug;
 
 use burn::tensor::{Int, Tensor};
@@ -20,8 +19,9 @@ use burn::tensor::{Int, Tensor};
 pub use alone::Alone;
 pub use threads::{on_threads, threads};
 
-/// Ends the process, after an operation that cannot be completed; it is told why, and does not return.
-pub type OnFailure = Box<dyn Fn(&str) -> Infallible + Send + Sync>;
+/// Is told why an operation cannot be completed, tells the other ranks, and ends the process. Where it comes back, the process ends
+/// with exit code 1.
+pub type OnFailure = Box<dyn Fn(&str) + Send + Sync>;
 
 /// The operations that ranks carry out together. Vectors are flat and have the same length and format on every rank, f32 or bf16;
 /// sums of bf16 are rounded to bf16.

@@ -78,7 +78,8 @@ impl<C: Carrier> OnDevice<C> {
             Err(reason) => {
                 let (rank, world_size) = (self.carrier.rank(), self.carrier.world_size());
                 let message = format!("{operation:?} on rank {rank} of {world_size} failed: {reason}");
-                match (self.on_failure)(&message) {}
+                (self.on_failure)(&message);
+                std::process::exit(1);
             }
         }
     }

@@ -66,7 +66,7 @@ impl Nccl {
 
     /// Connects rank `rank` of `world_size` with the others, which compute on other GPUs. Returns when all have called it.
     ///
-    /// `on_failure` ends the process, after an operation that cannot be completed; it is told why.
+    /// `on_failure` is called when an operation cannot be completed, on the thread that asked for it.
     ///
     /// # Errors
     /// When the library is not there, the device is no NVIDIA GPU of CubeCL's, or NCCL cannot connect: what to do.
