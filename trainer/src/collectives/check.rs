@@ -1,8 +1,11 @@
 //! Collectives against values that every rank can compute by itself, for any implementation and any number of ranks.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use super::Collectives;
+use super::{Alone, Collectives};
+use crate::error::TrainError;
 
 /// Lengths of vectors: one number, odd ones, and more than a small message.
 const LENGTHS: [usize; 4] = [1, 3, 1000, 65_537];
@@ -29,6 +32,22 @@ impl CollectiveCheck {
     pub fn passed(&self) -> bool {
         self.max_difference <= self.allowed
     }
+}
+
+/// One rank as it would be among several: through NCCL on a CUDA GPU, by itself elsewhere. For checks.
+///
+/// # Errors
+/// When NCCL is not there, or cannot be used.
+pub fn one_rank(device: &Device) -> Result<Arc<dyn Collectives>, TrainError> {
+    #[cfg(feature = "cuda")]
+    if crate::ops::is_cube(device) && crate::device::gpu_of(device).is_some() {
+        use super::nccl::Nccl;
+
+        let on_failure = Box::new(|reason: &str| tracing::error!("{reason}"));
+        return Ok(Nccl::connect(0, 1, Nccl::unique_id()?, device, on_failure)?.collectives());
+    }
+    let _ = device;
+    Ok(Arc::new(Alone))
 }
 
 /// Checks all operations on vectors of a device. All ranks call it; each sees its own results.
@@ -279,7 +298,7 @@ fn difference(computed: &[f64], expected: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collectives::{Alone, on_threads};
+    use crate::collectives::on_threads;
 
     fn assert_all_pass(checks: &[CollectiveCheck]) {
         let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();

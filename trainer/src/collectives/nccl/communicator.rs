@@ -10,7 +10,7 @@ use cubecl::cuda::CudaRuntime;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
 
-use super::library::{Code, Library};
+use super::library::{Code, Library, written};
 use crate::collectives::on_device::{Carrier, Operation};
 use crate::ops::raw::Memory;
 
@@ -44,7 +44,12 @@ pub(super) struct Communicator {
 
 impl fmt::Debug for Communicator {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "rank {} of {} through NCCL", self.rank, self.world_size)
+        let version = written(self.library.version);
+        write!(
+            formatter,
+            "rank {} of {} through NCCL {version}",
+            self.rank, self.world_size
+        )
     }
 }
 
