@@ -1,6 +1,7 @@
 //! NVIDIA's library, opened at run time. The types are cudarc's; the library is looked for here, since cudarc asks for `libnccl.so`
 //! and ends the process where there is only the `libnccl.so.2` that packages and Python's wheels install.
 
+use std::error::Error;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
@@ -73,13 +74,18 @@ fn open(names: &[&str]) -> Result<Library, String> {
         // SAFETY: NVIDIA's initialisers run, which set up the library's own state and nothing else.
         match unsafe { SharedLibrary::new(*name) } {
             Ok(opened) => return Library::new(opened).map_err(|reason| format!("{name}: {reason}. {INSTALL}.")),
-            Err(error) => reasons.push(error.to_string()),
+            Err(error) => reasons.push(loader_words(&error)),
         }
     }
     Err(format!(
         "NCCL, which carries numbers between NVIDIA GPUs, could not be opened: {}. {INSTALL}.",
         reasons.join("; ")
     ))
+}
+
+/// What the system's loader says; the error itself only says which of its functions failed.
+fn loader_words(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// A function by its name.
@@ -90,7 +96,7 @@ unsafe fn function<F: Copy>(opened: &SharedLibrary, name: &str) -> Result<F, Str
     // SAFETY: as above.
     match unsafe { opened.get::<F>(name) } {
         Ok(symbol) => Ok(*symbol),
-        Err(error) => Err(format!("it has no function {name}: {error}")),
+        Err(error) => Err(format!("it has no function {name}: {}", loader_words(&error))),
     }
 }
 
@@ -144,7 +150,7 @@ impl Library {
                 words = format!("{words}: {}", last.trim());
             }
         }
-        Err(format!("NCCL says: {words} (with NCCL_DEBUG=INFO it says more)"))
+        Err(format!("NCCL says: {words}"))
     }
 }
 
