@@ -7,6 +7,7 @@ use super::block::{Graph, Sizes, graph};
 use super::plain::PRODUCT;
 use super::settings::{DeviceKind, Settings};
 use super::shapes::Shapes;
+use super::sharding::{BlockShare, Share, piece};
 use super::weights::{self, F32, WeightBytes};
 use super::{DeviceMemory, HostMemory};
 use crate::engine::head::chunk_rows_of;
@@ -45,7 +46,7 @@ pub fn memory(config: &ModelConfig, shapes: &Shapes, settings: &Settings) -> (De
     let step = Step::new(config, shapes, settings, weights);
     let adapter: u64 = shapes.adapter.iter().map(|elements| F32 * elements).sum();
     // A copy of the model shares what is frozen, and keeps what is trained as it was.
-    let copies = settings.initial_copies * F32 * shapes.trained_elements();
+    let copies = settings.initial_copies * F32 * step.share.kept;
     let optimizer = weights::optimizer(shapes, settings);
     let workspace = step.workspace();
     let mut device = DeviceMemory {
@@ -83,6 +84,8 @@ struct Step<'a> {
     graphs: Vec<Graph>,
     lowest: usize,
     weights: WeightBytes,
+    share: Share,
+    block_shares: Vec<BlockShare>,
 }
 
 impl<'a> Step<'a> {
@@ -104,6 +107,8 @@ impl<'a> Step<'a> {
             graphs: graphs.collect(),
             lowest,
             weights,
+            share: Share::of(shapes, settings),
+            block_shares: BlockShare::of(shapes, settings),
         }
     }
 
@@ -230,13 +235,16 @@ impl<'a> Step<'a> {
 
     fn moments(&self) -> Vec<Moment> {
         let settings = self.settings;
-        let all_gradients = F32 * self.shapes.trained_elements();
+        let all_gradients = F32 * self.share.kept;
         // The gradients of micro-batches before this one.
         let before = if settings.accumulation > 1 { all_gradients } else { 0 };
         let mut moments = vec![Moment {
             gradients: all_gradients,
             ..Moment::default()
         }];
+        if settings.world > 1 {
+            moments.extend(self.processes_meet());
+        }
         moments.extend(self.evaluation());
         if settings.checkpoints {
             moments.push(self.checkpoint());
@@ -251,6 +259,30 @@ impl<'a> Step<'a> {
             moments.push(self.embedding(all_gradients));
         }
         moments
+    }
+
+    /// The end of a step of several processes: all gradients and their bucket with its sum; and, where each process updates
+    /// pieces, the updated values on their way to everybody.
+    fn processes_meet(&self) -> [Moment; 2] {
+        let Share {
+            kept,
+            updated,
+            bucket,
+            reduced,
+        } = self.share;
+        let sum = if reduced == bucket { 0 } else { reduced };
+        let values = if reduced == bucket { 0 } else { bucket + reduced };
+        [
+            Moment {
+                gradients: F32 * (kept + bucket + sum),
+                ..Moment::default()
+            },
+            Moment {
+                gradients: F32 * updated,
+                other: F32 * values,
+                ..Moment::default()
+            },
+        ]
     }
 
     /// A reference at work, and the head: all that was kept, the last hidden state with its gradient, and a chunk of logits.
@@ -322,8 +354,10 @@ impl<'a> Step<'a> {
     fn backward(&self, tokens: u64, before: u64, last: usize) -> Vec<Moment> {
         let mut done = 0;
         let hidden = self.states(tokens, self.sizes.hidden);
-        let blocks = (self.lowest..last).rev().map(|block| {
+        let blocks = (self.lowest..last).rev().flat_map(|block| {
+            let share = self.block_shares[block];
             let own = F32 * self.shapes.blocks[block].trained_elements;
+            let stays = own - F32 * (share.whole - share.pieces);
             let graph = self.graphs[block];
             let activations = if self.settings.recompute {
                 let again = self.sizes.backward_again(&graph, tokens, self.settings.tile());
@@ -336,15 +370,22 @@ impl<'a> Step<'a> {
                 kept + self.states(tokens, graph.backward)
             };
             let gradients = before.max(done) + own;
-            done += own;
-            Moment {
+            done += stays;
+            let computes = Moment {
                 gradients,
                 block_inputs: self.device_block_inputs(tokens, block + 1),
                 // The last hidden state stays until the end of the pass.
                 activations: activations + hidden,
                 logits: 0,
                 other: 0,
-            }
+            };
+            // Where processes keep pieces, the block's gradients are added up behind it; the gradient of its input is there too.
+            let adds_up = (share.bucket > 0).then_some(Moment {
+                gradients: gradients + F32 * (share.bucket + share.pieces),
+                activations: 2 * hidden,
+                ..computes
+            });
+            std::iter::once(computes).chain(adds_up)
         });
         blocks.collect()
     }
@@ -394,9 +435,17 @@ impl<'a> Step<'a> {
     /// A tensor on its way into a checkpoint: its values as bytes, as numbers, and as bytes of the file. Codes of moments are
     /// written together.
     fn checkpoint(&self) -> Moment {
-        let largest = self.shapes.trained().max().unwrap_or(0);
+        let in_blocks = self.shapes.trained_in_blocks();
+        let in_blocks = in_blocks.map(|elements| {
+            if self.settings.shards_blocks() {
+                piece(elements, self.settings.world as u64)
+            } else {
+                elements
+            }
+        });
+        let largest = in_blocks.chain(self.shapes.trained_elsewhere()).max().unwrap_or(0);
         let codes = match self.settings.moments {
-            MomentFormat::EightBits => 2 * self.shapes.trained_elements(),
+            MomentFormat::EightBits => 2 * self.share.updated,
             MomentFormat::F32 | MomentFormat::Bf16 => 0,
         };
         match self.settings.device {

@@ -5,6 +5,8 @@ use interlingua_recipes::Offload;
 
 use super::settings::{DeviceKind, Settings};
 use super::shapes::{BaseParameter, Place, Shapes};
+use super::sharding::{UNIT, piece};
+use crate::optimizers::moments::MomentFormat;
 
 /// Bytes of an f32.
 pub const F32: u64 = 4;
@@ -31,19 +33,18 @@ pub fn base(shapes: &Shapes, settings: &Settings) -> WeightBytes {
     for parameter in &shapes.base {
         let elements = parameter.elements();
         let Kept { format, place } = kept(parameter, shapes, settings);
-        let size = match format {
-            Format::Trained => F32 * elements,
-            Format::Computed => settings.number * elements,
-            Format::Quantised(scheme) => packed_bytes(scheme, parameter.shape),
-            Format::File => settings.file_number * elements,
-        };
+        let size = size(parameter, format, settings);
+        let is_cut = settings.shards_blocks() && parameter.block.is_some();
         match place {
+            Where::Device if is_cut => bytes.device += of_piece(size, elements, settings),
             Where::Device => bytes.device += size,
             // Mapped files are not counted; numbers that come from no file have to be somewhere.
             Where::Mapped if settings.from_file => {}
             Where::Mapped => bytes.host += size,
         }
-        if let (Where::Mapped, Some(block)) = (place, parameter.block) {
+        if let Some(block) = parameter.block
+            && (is_cut || place == Where::Mapped)
+        {
             brought[block] += size;
         }
         match (format, parameter.place) {
@@ -54,12 +55,66 @@ pub fn base(shapes: &Shapes, settings: &Settings) -> WeightBytes {
             _ => bytes.decoded_head = elements,
         }
     }
-    if settings.device == DeviceKind::Cuda {
-        // The block that computes, and the next one.
-        let pairs = brought.windows(2).map(|pair| pair.iter().sum::<u64>());
-        bytes.device += pairs.max().unwrap_or_else(|| brought.iter().sum::<u64>());
-    }
+    // The block that computes, and the next one.
+    let together = match settings.device {
+        _ if settings.shards_blocks() && !settings.brings_ahead => 1,
+        _ if settings.shards_blocks() => 2,
+        DeviceKind::Cuda => 2,
+        DeviceKind::Cpu => return bytes,
+    };
+    let neighbours = brought.windows(together).map(|blocks| blocks.iter().sum::<u64>());
+    bytes.device += neighbours.max().unwrap_or_else(|| brought.iter().sum::<u64>());
     bytes
+}
+
+/// What processes bring together of a block: bytes, and operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gathered {
+    /// The pieces of all processes.
+    pub bytes: u64,
+    /// One for the weights in floats, and two where some are packed: codes and scales.
+    pub operations: u64,
+}
+
+/// What comes together for each block, where processes keep pieces of blocks.
+pub fn gathered(shapes: &Shapes, settings: &Settings) -> Vec<Gathered> {
+    let mut blocks = vec![Gathered::default(); shapes.blocks.len()];
+    if !settings.shards_blocks() {
+        return blocks;
+    }
+    let (mut floats, mut packed) = (vec![false; blocks.len()], vec![false; blocks.len()]);
+    for parameter in &shapes.base {
+        let Some(block) = parameter.block else { continue };
+        let Kept { format, .. } = kept(parameter, shapes, settings);
+        let size = size(parameter, format, settings);
+        blocks[block].bytes += settings.world as u64 * of_piece(size, parameter.elements(), settings);
+        match format {
+            Format::Quantised(_) => packed[block] = true,
+            Format::Trained | Format::Computed | Format::File => floats[block] = true,
+        }
+    }
+    for (block, gathered) in blocks.iter_mut().enumerate() {
+        gathered.operations = u64::from(floats[block]) + 2 * u64::from(packed[block]);
+    }
+    blocks
+}
+
+/// Bytes of a weight.
+fn size(parameter: &BaseParameter, format: Format, settings: &Settings) -> u64 {
+    let elements = parameter.elements();
+    match format {
+        Format::Trained => F32 * elements,
+        Format::Computed => settings.number * elements,
+        Format::Quantised(scheme) => packed_bytes(scheme, parameter.shape),
+        Format::File => settings.file_number * elements,
+    }
+}
+
+/// Bytes of one process's piece of a weight of so many bytes and numbers.
+fn of_piece(size: u64, elements: u64, settings: &Settings) -> u64 {
+    let share = u128::from(piece(elements, settings.world as u64));
+    let bytes = (u128::from(size) * share).div_ceil(u128::from(elements.max(1)));
+    u64::try_from(bytes).unwrap_or(size)
 }
 
 /// How a weight is kept, as `models::weights` decides it.
@@ -131,8 +186,17 @@ fn packed_bytes(scheme: Scheme, [rows, columns]: [usize; 2]) -> u64 {
     }
 }
 
-/// The two moments of everything that is trained.
+/// The two moments of everything that one process updates.
 pub fn optimizer(shapes: &Shapes, settings: &Settings) -> u64 {
-    let moments = |elements: u64| settings.moments.bytes(elements as usize) as u64;
+    let processes = settings.moment_pieces();
+    let moments = |elements: u64| {
+        let piece = piece(elements, processes);
+        // The whole parameter decides the format.
+        match settings.moments.for_length(elements as usize) {
+            MomentFormat::F32 => 2 * F32 * piece,
+            MomentFormat::Bf16 => F32 * piece,
+            MomentFormat::EightBits => 2 * (piece + F32 * piece.div_ceil(UNIT)),
+        }
+    };
     shapes.trained().map(moments).sum()
 }
