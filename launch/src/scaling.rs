@@ -15,7 +15,8 @@ pub(crate) fn bandwidth(text: &str) -> Result<f64, String> {
         let size = size.trim();
         match size.strip_suffix("bit").or_else(|| size.strip_suffix('b')) {
             Some(bits) => Some(parse_bytes(&format!("{bits}B"))? as f64 / 8.0),
-            None => Some(parse_bytes(size)? as f64),
+            None if size.ends_with('B') => Some(parse_bytes(size)? as f64),
+            None => None,
         }
     });
     bytes
@@ -39,7 +40,11 @@ pub(crate) fn table(rows: &[Scaling]) -> Table {
         table.row([
             row.world_size.to_string(),
             table::bytes(row.memory),
-            table::bytes(row.sent),
+            if row.sent == 0 {
+                "-".to_owned()
+            } else {
+                table::bytes(row.sent)
+            },
             seconds(row.compute_seconds),
             seconds(row.communication_seconds),
             table::count(row.synchronous.tokens_per_second.round() as u64),

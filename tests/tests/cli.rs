@@ -240,9 +240,14 @@ fn plans_are_of_one_of_several_processes() {
     assert_eq!(shared["plan"]["of"]["strategy"], "zero3");
     assert_eq!(shared["plan"]["of"]["recompute"], "block");
     let part = |stage: &serde_json::Value, name: &str| stage["plan"]["device"][name].as_f64().unwrap();
-    assert_eq!(part(&alone, "optimizer"), 8.0 * part(&shared, "optimizer"));
+    // Nine norms of 256 numbers are too short to be cut.
+    let norms_of_others = f64::from(7 * 8 * 9 * 256);
+    assert_eq!(
+        part(&alone, "optimizer"),
+        8.0 * part(&shared, "optimizer") - norms_of_others
+    );
     assert!(part(&shared, "weights") < 0.8 * part(&alone, "weights"));
-    // Pieces: nothing is rounded up in a model of these sizes but its norms, of 256 numbers each.
+    // A piece as long as the norm goes for each process.
     let (block, ends) = (4 * (4 * 256 * 256 + 3 * 256 * 1024), 4 * 2 * 1024 * 256);
     let norms = 4 * 8 * 256;
     let sent = 7 * (2 * 3 * 4 * (block + 2 * norms) + 2 * (ends + norms)) / 8;

@@ -198,7 +198,7 @@ fn print(stage: &Planned, arguments: &Arguments) -> Result<(), Failure> {
         output::line(format!(
             "\nevery process has micro-batches of the recipe's size, sends {}/s while it receives as much, and waits {:.0} µs for \
              each round of messages, which is assumed:\n{}",
-            table::bytes(bandwidth as u64),
+            indicatif::DecimalBytes(bandwidth as u64),
             1e6 * LATENCY,
             scaling::table(&stage.scaling).render()
         ))?;
