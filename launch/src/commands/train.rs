@@ -59,7 +59,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
 /// # Errors
 /// With exit code 2 when nothing was started, 1 when it failed while running.
 pub(crate) fn train(recipe: &Recipe, fresh: bool, stop: &StopFlag, watch: &mut Watch) -> Result<Outcome, Failure> {
-    let options = TrainOptions { fresh };
+    let options = TrainOptions {
+        fresh,
+        ..TrainOptions::default()
+    };
     let result = interlingua_trainer::train::train(recipe, options, stop, &mut |event| watch.observe(event));
     watch.finish();
     result.map_err(Failure::from)
