@@ -250,7 +250,7 @@ fn plans_are_of_one_of_several_processes() {
     // A piece as long as the norm goes for each process.
     let (block, ends) = (4 * (4 * 256 * 256 + 3 * 256 * 1024), 4 * 2 * 1024 * 256);
     let norms = 4 * 8 * 256;
-    let sent = 7 * (2 * 3 * 4 * (block + 2 * norms) + 2 * (ends + norms)) / 8;
+    let sent = 7 * (2 * 3 * 4 * block + 2 * (ends + 9 * norms)) / 8;
     let scaling = &shared["scaling"];
     assert_eq!(scaling["bandwidth"], 12.5e9);
     let rows = scaling["processes"].as_array().unwrap();

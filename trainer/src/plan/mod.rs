@@ -3,7 +3,7 @@
 //! Parts are those that a person can do something about. Each is given at its own highest moment; these moments differ, so
 //! `total`, the highest moment of all together, can be less than their sum. How much each operation keeps for its backward pass
 //! stands in [`block`], the moments of a step in [`moments`], what the numbers of parameters are in [`shapes`]. Where several
-//! processes share a run, a plan is of one of them: [`sharding`] has what it holds, [`scaling`] how fast all of them are.
+//! processes share a run, a plan is of one of them: [`shares`] has what it holds, [`scaling`] how fast all of them are.
 
 pub mod block;
 pub mod budget;
@@ -12,7 +12,7 @@ mod plain;
 pub mod scaling;
 pub mod settings;
 pub mod shapes;
-pub mod sharding;
+pub mod shares;
 #[cfg(test)]
 mod tests;
 pub mod time;
@@ -203,7 +203,7 @@ impl Planner {
     /// and graphs with them. Set the number of processes before.
     pub fn decide(&mut self, wanted: Recompute, budget: Option<u64>, available: Option<u64>) {
         self.settings.recompute = match wanted {
-            _ if self.settings.shards_blocks() => true,
+            _ if self.settings.spreads_blocks() => true,
             Recompute::None => false,
             Recompute::Block => true,
             Recompute::Auto => {

@@ -7,8 +7,8 @@ use super::block::{Graph, Sizes, graph};
 use super::plain::PRODUCT;
 use super::settings::{DeviceKind, Settings};
 use super::shapes::Shapes;
-use super::sharding::{BlockShare, Share, piece};
-use super::weights::{self, F32, WeightBytes};
+use super::shares::{BlockShare, Share, piece};
+use super::weights::{self, F32, Gathered, WeightBytes};
 use super::{DeviceMemory, HostMemory};
 use crate::engine::head::chunk_rows_of;
 use crate::optimizers::moments::MomentFormat;
@@ -86,6 +86,7 @@ struct Step<'a> {
     weights: WeightBytes,
     share: Share,
     block_shares: Vec<BlockShare>,
+    gathered: Vec<Gathered>,
 }
 
 impl<'a> Step<'a> {
@@ -109,6 +110,7 @@ impl<'a> Step<'a> {
             weights,
             share: Share::of(shapes, settings),
             block_shares: BlockShare::of(shapes, settings),
+            gathered: weights::gathered(shapes, settings),
         }
     }
 
@@ -261,20 +263,20 @@ impl<'a> Step<'a> {
         moments
     }
 
-    /// The end of a step of several processes: all gradients and their bucket with its sum; and, where each process updates
-    /// pieces, the updated values on their way to everybody.
+    /// The end of a step of several processes: all gradients and a bucket of them; and, where each process updates pieces, a bucket
+    /// of new values, as it came and as parameters.
     fn processes_meet(&self) -> [Moment; 2] {
         let Share {
-            kept,
-            updated,
-            bucket,
-            reduced,
+            kept, updated, bucket, ..
         } = self.share;
-        let sum = if reduced == bucket { 0 } else { reduced };
-        let values = if reduced == bucket { 0 } else { bucket + reduced };
+        let values = if self.settings.moment_pieces() > 1 {
+            2 * bucket
+        } else {
+            0
+        };
         [
             Moment {
-                gradients: F32 * (kept + bucket + sum),
+                gradients: F32 * (kept + bucket),
                 ..Moment::default()
             },
             Moment {
@@ -283,6 +285,18 @@ impl<'a> Step<'a> {
                 ..Moment::default()
             },
         ]
+    }
+
+    /// A block's weights on their way from all processes: as they came, beside what they become.
+    fn comes_together(&self, tokens: u64, block: usize, gradients: u64) -> Option<Moment> {
+        let bytes = self.gathered[block].bytes;
+        (bytes > 0).then(|| Moment {
+            gradients,
+            block_inputs: self.device_block_inputs(tokens, block + 1),
+            activations: self.states(tokens, 2 * self.sizes.hidden),
+            other: bytes,
+            ..Moment::default()
+        })
     }
 
     /// A reference at work, and the head: all that was kept, the last hidden state with its gradient, and a chunk of logits.
@@ -369,7 +383,8 @@ impl<'a> Step<'a> {
                 let kept: u64 = (self.lowest..=block).map(|block| self.graph_bytes(tokens, block)).sum();
                 kept + self.states(tokens, graph.backward)
             };
-            let gradients = before.max(done) + own;
+            let earlier = before.max(done);
+            let gradients = earlier + own;
             done += stays;
             let computes = Moment {
                 gradients,
@@ -379,13 +394,15 @@ impl<'a> Step<'a> {
                 logits: 0,
                 other: 0,
             };
-            // Where processes keep pieces, the block's gradients are added up behind it; the gradient of its input is there too.
-            let adds_up = (share.bucket > 0).then_some(Moment {
-                gradients: gradients + F32 * (share.bucket + share.pieces),
+            // Where processes keep pieces, the block's gradients are added up behind it, layer by layer; the gradient of its input is
+            // there too.
+            let adds_up = (share.layers > 0).then_some(Moment {
+                gradients: gradients + F32 * share.largest,
                 activations: 2 * hidden,
                 ..computes
             });
-            std::iter::once(computes).chain(adds_up)
+            let together = self.comes_together(tokens, block, earlier);
+            together.into_iter().chain([computes]).chain(adds_up)
         });
         blocks.collect()
     }
@@ -435,15 +452,15 @@ impl<'a> Step<'a> {
     /// A tensor on its way into a checkpoint: its values as bytes, as numbers, and as bytes of the file. Codes of moments are
     /// written together.
     fn checkpoint(&self) -> Moment {
-        let in_blocks = self.shapes.trained_in_blocks();
-        let in_blocks = in_blocks.map(|elements| {
-            if self.settings.shards_blocks() {
-                piece(elements, self.settings.world as u64)
+        let linears = self.shapes.trained_linears();
+        let linears = linears.map(|elements| {
+            if self.settings.spreads_blocks() {
+                piece(elements, self.settings.world)
             } else {
                 elements
             }
         });
-        let largest = in_blocks.chain(self.shapes.trained_elsewhere()).max().unwrap_or(0);
+        let largest = linears.chain(self.shapes.trained_elsewhere()).max().unwrap_or(0);
         let codes = match self.settings.moments {
             MomentFormat::EightBits => 2 * self.share.updated,
             MomentFormat::F32 | MomentFormat::Bf16 => 0,

@@ -11,14 +11,15 @@ use serde::Serialize;
 use super::Planner;
 use super::settings::Settings;
 use super::shapes::Shapes;
-use super::sharding::{BlockShare, Share};
+use super::shares::{BlockShare, Share};
 use super::weights::{F32, gathered};
 
 /// Seconds that a round of messages takes beside its bytes: the start of an operation and the way to a neighbour. An assumption.
 pub const LATENCY: f64 = 20e-6;
 
-/// Operations of a step on a few numbers, whatever the strategy: tokens and losses, and whether to stop.
-const SMALL_OPERATIONS: u64 = 2;
+/// Operations of a step on a few numbers, whatever the strategy: which parameters have gradients, tokens, losses and norms, peak
+/// memory, and whether to stop.
+const SMALL_OPERATIONS: u64 = 6;
 
 /// What one process sends in an optimizer step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -72,21 +73,20 @@ pub fn traffic(shapes: &Shapes, settings: &Settings) -> Traffic {
     if settings.world == 1 {
         return Traffic::default();
     }
-    let bucket = F32 * Share::of(shapes, settings).bucket;
-    // The sum of the bucket and, where each process updates its piece, the values in the place of the sum's other half.
-    let bucket_operations = match settings.strategy {
-        _ if bucket == 0 => 0,
+    let Share { added_up, buckets, .. } = Share::of(shapes, settings);
+    // A sum; where each process updates its piece, its one half, and the new values in the place of the other.
+    let of_bucket = match settings.strategy {
         Strategy::Ddp => 1,
         Strategy::Zero1 | Strategy::Zero3 => 2,
     };
-    let (mut halves, mut operations) = (2 * bucket, bucket_operations + SMALL_OPERATIONS);
+    let (mut halves, mut operations) = (2 * F32 * added_up, of_bucket * buckets + SMALL_OPERATIONS);
     let (accumulation, lowest) = (settings.accumulation as u64, shapes.lowest());
     let blocks = gathered(shapes, settings);
     for (index, (block, share)) in blocks.iter().zip(BlockShare::of(shapes, settings)).enumerate() {
         // Forward, and once more where there is a backward pass.
         let passes = if index >= lowest { 2 } else { 1 };
-        halves += accumulation * (passes * block.bytes + F32 * share.bucket);
-        operations += accumulation * (passes * block.operations + u64::from(share.bucket > 0));
+        halves += accumulation * (passes * block.bytes + F32 * share.added_up);
+        operations += accumulation * (passes * block.operations + share.layers);
     }
     let world = settings.world as u128;
     let bytes = u128::from(halves) * (world - 1) / world;

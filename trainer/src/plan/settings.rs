@@ -8,8 +8,8 @@ use interlingua_checkpoints::hub;
 use interlingua_checkpoints::packed::{Quantization, Scheme};
 use interlingua_checkpoints::quantization_config::StoredQuantization;
 use interlingua_recipes::{
-    AdapterKind, AuxiliaryKind, BlockInputs, CollectiveBackend, Dtype, Format, Init, Layer, Offload, Recipe, Recompute,
-    ReferenceAdapter, Route, Strategy,
+    AdapterKind, AuxiliaryKind, BlockInputs, Dtype, Format, Init, Layer, Offload, Recipe, Recompute, ReferenceAdapter,
+    Route, Strategy,
 };
 
 use super::time;
@@ -114,8 +114,6 @@ pub struct Settings {
     pub world: usize,
     /// What each of several processes holds.
     pub strategy: Strategy,
-    /// Whether the weights of a block that processes share come together while the block before it computes.
-    pub brings_ahead: bool,
     /// Threads that compute.
     pub threads: u64,
     /// Bytes of the second-level cache that a thread has.
@@ -206,11 +204,6 @@ impl Settings {
             checkpoints: checkpoints(recipe),
             world: 1,
             strategy: recipe.distributed.strategy,
-            brings_ahead: match recipe.distributed.backend {
-                CollectiveBackend::Auto => device == DeviceKind::Cuda,
-                CollectiveBackend::Nccl => true,
-                CollectiveBackend::Mpi => false,
-            },
             threads: threads(),
             cache: second_level_cache().unwrap_or(CACHE),
             rate: time::assumed_rate(device, threads()),
@@ -230,16 +223,16 @@ impl Settings {
         }
     }
 
-    /// Whether each process keeps only pieces of the weights of blocks.
-    pub fn shards_blocks(&self) -> bool {
+    /// Whether each process keeps only pieces of the weights of linear layers in blocks, which come together block by block.
+    pub fn spreads_blocks(&self) -> bool {
         self.world > 1 && self.strategy == Strategy::Zero3
     }
 
     /// Among how many processes the optimizer's moments are cut.
-    pub fn moment_pieces(&self) -> u64 {
+    pub fn moment_pieces(&self) -> usize {
         match self.strategy {
             Strategy::Ddp => 1,
-            Strategy::Zero1 | Strategy::Zero3 => self.world as u64,
+            Strategy::Zero1 | Strategy::Zero3 => self.world,
         }
     }
 

@@ -167,22 +167,23 @@ impl Shapes {
 
     /// The sizes of all parameters that are trained.
     pub fn trained(&self) -> impl Iterator<Item = u64> + '_ {
-        self.trained_in_blocks().chain(self.trained_elsewhere())
+        self.trained_linears().chain(self.trained_elsewhere())
     }
 
-    /// The sizes of those that belong to the base's blocks.
-    pub fn trained_in_blocks(&self) -> impl Iterator<Item = u64> + '_ {
+    /// The sizes of those that are weights of the base's linear layers in blocks.
+    pub fn trained_linears(&self) -> impl Iterator<Item = u64> + '_ {
         self.trained_base(true)
     }
 
-    /// The sizes of the others: embedding, head and final norm, and the adapter's.
+    /// The sizes of the others: embedding, head, norms and biases, and the adapter's.
     pub fn trained_elsewhere(&self) -> impl Iterator<Item = u64> + '_ {
         self.trained_base(false).chain(self.adapter.iter().copied())
     }
 
-    fn trained_base(&self, in_block: bool) -> impl Iterator<Item = u64> + '_ {
+    fn trained_base(&self, linear: bool) -> impl Iterator<Item = u64> + '_ {
         let base = self.base.iter();
-        let trained = base.filter(move |parameter| parameter.trained && parameter.block.is_some() == in_block);
+        let trained =
+            base.filter(move |parameter| parameter.trained && (parameter.place == Place::BlockLinear) == linear);
         trained.map(BaseParameter::elements)
     }
 

@@ -5,7 +5,8 @@ use interlingua_recipes::Offload;
 
 use super::settings::{DeviceKind, Settings};
 use super::shapes::{BaseParameter, Place, Shapes};
-use super::sharding::{UNIT, piece};
+use super::shares::{is_spread, padded_piece, piece};
+use crate::ops::adamw8bit::BLOCK;
 use crate::optimizers::moments::MomentFormat;
 
 /// Bytes of an f32.
@@ -34,17 +35,14 @@ pub fn base(shapes: &Shapes, settings: &Settings) -> WeightBytes {
         let elements = parameter.elements();
         let Kept { format, place } = kept(parameter, shapes, settings);
         let size = size(parameter, format, settings);
-        let is_cut = settings.shards_blocks() && parameter.block.is_some();
         match place {
-            Where::Device if is_cut => bytes.device += of_piece(size, elements, settings),
+            Where::Device if is_spread(parameter, settings) => bytes.device += of_piece(parameter, format, settings),
             Where::Device => bytes.device += size,
             // Mapped files are not counted; numbers that come from no file have to be somewhere.
             Where::Mapped if settings.from_file => {}
             Where::Mapped => bytes.host += size,
         }
-        if let Some(block) = parameter.block
-            && (is_cut || place == Where::Mapped)
-        {
+        if let (Where::Mapped, Some(block)) = (place, parameter.block) {
             brought[block] += size;
         }
         match (format, parameter.place) {
@@ -55,66 +53,74 @@ pub fn base(shapes: &Shapes, settings: &Settings) -> WeightBytes {
             _ => bytes.decoded_head = elements,
         }
     }
-    // The block that computes, and the next one.
-    let together = match settings.device {
-        _ if settings.shards_blocks() && !settings.brings_ahead => 1,
-        _ if settings.shards_blocks() => 2,
-        DeviceKind::Cuda => 2,
-        DeviceKind::Cpu => return bytes,
-    };
-    let neighbours = brought.windows(together).map(|blocks| blocks.iter().sum::<u64>());
-    bytes.device += neighbours.max().unwrap_or_else(|| brought.iter().sum::<u64>());
+    if settings.device == DeviceKind::Cuda {
+        // The block that computes, and the next one.
+        let pairs = brought.windows(2).map(|pair| pair.iter().sum::<u64>());
+        bytes.device += pairs.max().unwrap_or_else(|| brought.iter().sum::<u64>());
+    }
+    // Of weights in pieces the block that computes; nothing is sent meanwhile.
+    bytes.device += gathered(shapes, settings)
+        .iter()
+        .map(|block| block.whole)
+        .max()
+        .unwrap_or(0);
     bytes
 }
 
-/// What processes bring together of a block: bytes, and operations.
+/// What processes bring together of a block whose weights lie in pieces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gathered {
-    /// The pieces of all processes.
+    /// Bytes of the whole weights.
+    pub whole: u64,
+    /// Bytes of all pieces, with the zeros that make them as long as each other.
     pub bytes: u64,
-    /// One for the weights in floats, and two where some are packed: codes and scales.
+    /// Operations: one for all weights in floats; of each packed weight one on a CPU, and on a GPU one each for its codes and
+    /// scales, and for the scales' own codes.
     pub operations: u64,
 }
 
-/// What comes together for each block, where processes keep pieces of blocks.
+/// What comes together for each block; nothing where blocks are whole on each process.
 pub fn gathered(shapes: &Shapes, settings: &Settings) -> Vec<Gathered> {
     let mut blocks = vec![Gathered::default(); shapes.blocks.len()];
-    if !settings.shards_blocks() {
-        return blocks;
-    }
-    let (mut floats, mut packed) = (vec![false; blocks.len()], vec![false; blocks.len()]);
-    for parameter in &shapes.base {
+    let mut has_floats = vec![false; blocks.len()];
+    for parameter in shapes.base.iter().filter(|parameter| is_spread(parameter, settings)) {
         let Some(block) = parameter.block else { continue };
         let Kept { format, .. } = kept(parameter, shapes, settings);
-        let size = size(parameter, format, settings);
-        blocks[block].bytes += settings.world as u64 * of_piece(size, parameter.elements(), settings);
-        match format {
-            Format::Quantised(_) => packed[block] = true,
-            Format::Trained | Format::Computed | Format::File => floats[block] = true,
+        blocks[block].whole += size(parameter, format, settings);
+        blocks[block].bytes += settings.world as u64 * of_piece(parameter, format, settings);
+        match (format, settings.device) {
+            (Format::Quantised(_), DeviceKind::Cpu) => blocks[block].operations += 1,
+            (Format::Quantised(Scheme::Nf4 { double: true, .. }), _) => blocks[block].operations += 3,
+            (Format::Quantised(_), _) => blocks[block].operations += 2,
+            (Format::Trained | Format::Computed | Format::File, _) => has_floats[block] = true,
         }
     }
-    for (block, gathered) in blocks.iter_mut().enumerate() {
-        gathered.operations = u64::from(floats[block]) + 2 * u64::from(packed[block]);
+    for (gathered, has_floats) in blocks.iter_mut().zip(has_floats) {
+        gathered.operations += u64::from(has_floats);
     }
     blocks
 }
 
 /// Bytes of a weight.
 fn size(parameter: &BaseParameter, format: Format, settings: &Settings) -> u64 {
-    let elements = parameter.elements();
-    match format {
-        Format::Trained => F32 * elements,
-        Format::Computed => settings.number * elements,
-        Format::Quantised(scheme) => packed_bytes(scheme, parameter.shape),
-        Format::File => settings.file_number * elements,
-    }
+    let (count, number) = cuttable(parameter, format, settings);
+    count * number
 }
 
-/// Bytes of one process's piece of a weight of so many bytes and numbers.
-fn of_piece(size: u64, elements: u64, settings: &Settings) -> u64 {
-    let share = u128::from(piece(elements, settings.world as u64));
-    let bytes = (u128::from(size) * share).div_ceil(u128::from(elements.max(1)));
-    u64::try_from(bytes).unwrap_or(size)
+/// Bytes of one process's piece of a weight.
+fn of_piece(parameter: &BaseParameter, format: Format, settings: &Settings) -> u64 {
+    let (count, number) = cuttable(parameter, format, settings);
+    padded_piece(count, settings.world) * number
+}
+
+/// What a weight can be cut into, numbers or, where it is packed, bytes: how many, and how many bytes each.
+fn cuttable(parameter: &BaseParameter, format: Format, settings: &Settings) -> (u64, u64) {
+    match format {
+        Format::Trained => (parameter.elements(), F32),
+        Format::Computed => (parameter.elements(), settings.number),
+        Format::File => (parameter.elements(), settings.file_number),
+        Format::Quantised(scheme) => (packed_bytes(scheme, parameter.shape), 1),
+    }
 }
 
 /// How a weight is kept, as `models::weights` decides it.
@@ -195,7 +201,7 @@ pub fn optimizer(shapes: &Shapes, settings: &Settings) -> u64 {
         match settings.moments.for_length(elements as usize) {
             MomentFormat::F32 => 2 * F32 * piece,
             MomentFormat::Bf16 => F32 * piece,
-            MomentFormat::EightBits => 2 * (piece + F32 * piece.div_ceil(UNIT)),
+            MomentFormat::EightBits => 2 * (piece + F32 * piece.div_ceil(BLOCK as u64)),
         }
     };
     shapes.trained().map(moments).sum()

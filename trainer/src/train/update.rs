@@ -12,7 +12,7 @@ use crate::parameters::{ParameterId, Parameters};
 use crate::pieces::{padded, padded_piece, piece, piece_length};
 
 /// Numbers that are sent at once; a vector of more goes alone.
-const BUCKET: usize = 64 << 20;
+pub const BUCKET: usize = 64 << 20;
 
 /// How gradients become updates.
 #[derive(Clone, Debug)]
