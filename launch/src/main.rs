@@ -16,6 +16,7 @@ mod plan;
 mod preparation;
 mod progress;
 mod recipe;
+mod scaling;
 mod scores;
 mod signals;
 mod style;

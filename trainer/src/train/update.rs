@@ -13,7 +13,7 @@ use crate::pieces::{joined, padded, padded_piece, piece, piece_length};
 use crate::spread::Spread;
 
 /// Numbers that are sent at once; a vector of more goes alone.
-const BUCKET: usize = 64 << 20;
+pub const BUCKET: usize = 64 << 20;
 
 /// How gradients become updates.
 #[derive(Clone, Debug)]
