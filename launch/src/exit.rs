@@ -34,6 +34,14 @@ impl Exit {
     }
 }
 
+impl Exit {
+    /// The way to end with this code. What is none of the contract is a failure.
+    pub(crate) fn from_code(code: u8) -> Self {
+        let all = [Self::Done, Self::Usage, Self::Stopped, Self::Interrupted];
+        all.into_iter().find(|exit| exit.code() == code).unwrap_or(Self::Failed)
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit.code())
@@ -106,6 +114,14 @@ mod tests {
     fn the_codes_are_those_of_the_contract() {
         let codes = [Exit::Done, Exit::Failed, Exit::Usage, Exit::Stopped, Exit::Interrupted].map(Exit::code);
         assert_eq!(codes, [0, 1, 2, 75, 130]);
+    }
+
+    #[test]
+    fn a_code_is_a_way_to_end() {
+        for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::Stopped, Exit::Interrupted] {
+            assert_eq!(Exit::from_code(exit.code()), exit);
+        }
+        assert_eq!(Exit::from_code(77), Exit::Failed);
     }
 
     #[test]
