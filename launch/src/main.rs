@@ -4,6 +4,7 @@
 mod answers;
 mod cli;
 mod commands;
+mod distributed;
 mod exit;
 mod grid;
 mod inspect;
