@@ -34,6 +34,14 @@ impl Exit {
     }
 }
 
+impl Exit {
+    /// The way to end with this code. What is none of the contract is a failure.
+    pub(crate) fn from_code(code: u8) -> Self {
+        let all = [Self::Done, Self::Usage, Self::Stopped, Self::Interrupted];
+        all.into_iter().find(|exit| exit.code() == code).unwrap_or(Self::Failed)
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit.code())
