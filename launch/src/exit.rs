@@ -117,6 +117,14 @@ mod tests {
     }
 
     #[test]
+    fn a_code_is_a_way_to_end() {
+        for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::Stopped, Exit::Interrupted] {
+            assert_eq!(Exit::from_code(exit.code()), exit);
+        }
+        assert_eq!(Exit::from_code(77), Exit::Failed);
+    }
+
+    #[test]
     fn a_closed_pipe_is_no_failure() {
         let failure = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
         assert_eq!((failure.exit, failure.message.as_str()), (Exit::Done, ""));
