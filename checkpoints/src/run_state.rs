@@ -31,14 +31,23 @@ pub struct Corrupt {
     pub reason: String,
 }
 
+/// The folder of the checkpoint of a step.
+pub fn checkpoint(output: &Path, step: u64) -> PathBuf {
+    output.join(format!("checkpoint-{step}"))
+}
+
+/// The folder that the checkpoint of a step is written into before it is whole.
+pub fn partial(output: &Path, step: u64) -> PathBuf {
+    output.join(format!(".checkpoint-{step}.partial"))
+}
+
 /// Writes a checkpoint. `write` fills the folder it is given.
 pub fn save<E: From<CheckpointError>>(
     output: &Path,
     step: u64,
     write: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<PathBuf, E> {
-    let partial = output.join(format!(".checkpoint-{step}.partial"));
-    let path = output.join(format!("checkpoint-{step}"));
+    let (partial, path) = (partial(output, step), checkpoint(output, step));
     let io = |path: &Path, source| CheckpointError::io(path, source);
     remove_if_there(&partial)?;
     std::fs::create_dir_all(&partial).map_err(|source| io(&partial, source))?;

@@ -63,6 +63,15 @@ impl MicroBatch {
         }
     }
 
+    /// Lays the sequences of another micro-batch at the end.
+    pub fn append(&mut self, more: &MicroBatch) {
+        for sequence in &more.sequences {
+            let (input_ids, labels) = (&more.input_ids[sequence.range()], &more.labels[sequence.range()]);
+            self.push(input_ids, labels, sequence.language, sequence.sample, sequence.part);
+        }
+        self.rows += more.rows;
+    }
+
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.input_ids.len()

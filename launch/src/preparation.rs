@@ -9,6 +9,7 @@ use interlingua_data::order::{Plan, Planned};
 use interlingua_data::prepare::{Prepared, Progress, prepare};
 use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::{Recipe, Reference, ReferenceAdapter};
+use interlingua_trainer::collectives::Alone;
 use interlingua_trainer::train::evaluate::Evaluator;
 use interlingua_trainer::train::plan::DataPlan;
 use interlingua_trainer::train::setup::{Base, check_adapters};
@@ -129,12 +130,12 @@ fn ready_stage(stage: String, recipe: &Recipe, global: &Global) -> Result<Ready,
     );
     preparation.finish();
     let mut data = data.map_err(Failure::usage)?;
-    let plan = DataPlan::of(recipe, base.config.num_hidden_layers, &data)?;
+    let plan = DataPlan::of(recipe, base.config.num_hidden_layers, &data, (0, 1))?;
     data.report.notes.extend(plan.notes());
     data.report.notes.extend(reference::check(recipe, &base)?);
     check_adapters(recipe, &base.config)?;
     Evaluator::new(recipe, &tokenizer, &base.config)?;
-    let memory = memory::planner(recipe, &base, &data)?.plan();
+    let memory = memory::planner(recipe, &base, &data, &Alone)?.plan();
     let shares = plan.shares_of_the_run(&data.train);
     Ok(Ready {
         stage,

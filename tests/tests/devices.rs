@@ -105,3 +105,28 @@ fn doctor_compares_kernels_with_their_references() {
         .refuses(2, &["the device \"cuda:5\" cannot be used"]);
     scratch.run(["doctor", "--device", "cpu"]).refuses(2, &["--kernels"]);
 }
+
+#[test]
+fn doctor_checks_collectives_on_one_rank() {
+    let scratch = Scratch::new();
+    let arguments = ["doctor", "--collectives", "--device", "cpu"];
+    let report = scratch.run([&arguments[..], &["--json"]].concat()).succeeds().json();
+    assert_eq!(
+        (&report["world_size"], &report["passed"]),
+        (&1.into(), &true.into()),
+        "{report}"
+    );
+    let checks = report["checks"].as_array().map_or(&[][..], Vec::as_slice);
+    for operation in ["all_reduce", "reduce_scatter", "all_gather", "broadcast"] {
+        assert!(
+            checks.iter().any(|check| check["operation"] == operation),
+            "{operation}: {report}"
+        );
+    }
+    let text = scratch.run(arguments).succeeds().stdout;
+    let last = format!("{0} of {0} checks passed on cpu, one process", checks.len());
+    assert_eq!(text.lines().last(), Some(last.as_str()));
+    scratch
+        .run(["doctor", "--collectives", "--kernels"])
+        .refuses(2, &["--collectives", "--kernels"]);
+}

@@ -21,6 +21,9 @@ pub enum TrainError {
     /// The device is not there.
     #[error("{0}")]
     Device(String),
+    /// The processes of a run cannot be connected.
+    #[error("{0}")]
+    Collectives(String),
     /// Recipe, model and output folder do not fit together.
     #[error("{0}")]
     Setup(String),

@@ -14,6 +14,7 @@ pub mod objectives;
 pub mod ops;
 pub mod optimizers;
 pub mod parameters;
+pub mod pieces;
 pub mod plan;
 pub mod random;
 pub mod train;

@@ -1,5 +1,6 @@
 //! `interlingua doctor`: what this machine has and lacks for each device, and what to do.
 
+mod collectives;
 mod kernels;
 mod nvidia;
 
@@ -22,16 +23,21 @@ const LITTLE_MEMORY: u64 = 2 << 30;
 /// Says what this machine has and lacks for each device, and what to do about it.
 #[derive(Args)]
 #[command(after_help = "Example: interlingua doctor --output runs\n\n\
-    Example: interlingua doctor --kernels --device cuda:0")]
+    Example: interlingua doctor --kernels --device cuda:0\n\n\
+    Example: interlingua doctor --collectives --device cuda:0")]
 pub(crate) struct Arguments {
     /// The folder that runs will be written to
     #[arg(long, value_name = "FOLDER", default_value = ".")]
     output: PathBuf,
     /// Compare each kernel with its reference in plain tensor operations instead; exit code 1 when one differs
-    #[arg(long)]
+    #[arg(long, group = "compared")]
     kernels: bool,
-    /// The device whose kernels are compared: auto, cpu, cuda or cuda:N, tch or tch:cuda
-    #[arg(long, value_name = "DEVICE", default_value = "auto", requires = "kernels")]
+    /// Compare what processes say to each other with what they ought to hear instead (one process, through NCCL on a GPU); exit code 1
+    /// when one differs
+    #[arg(long, group = "compared")]
+    collectives: bool,
+    /// The device on which they are compared: auto, cpu, cuda or cuda:N, tch or tch:cuda
+    #[arg(long, value_name = "DEVICE", default_value = "auto", requires = "compared")]
     device: Device,
 }
 
@@ -51,10 +57,13 @@ struct Check {
 /// Looks at the machine and prints what it found. Something missing is a finding, not a failure.
 ///
 /// # Errors
-/// When the device of `--kernels` cannot be used, or standard output cannot be written.
+/// When the device of `--kernels` or `--collectives` cannot be used, or standard output cannot be written.
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
     if arguments.kernels {
         return kernels::run(arguments.device, global);
+    }
+    if arguments.collectives {
+        return collectives::run(arguments.device, global);
     }
     let mut checks = cpu();
     checks.extend(nvidia::cuda());

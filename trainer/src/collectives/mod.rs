@@ -5,12 +5,23 @@
 //! other ranks, and ends the process. Nothing but a checkpoint outlives that, and checkpoints are whole or not there.
 
 mod alone;
+pub mod check;
+#[cfg(feature = "cuda")]
+pub mod nccl;
+#[cfg(any(feature = "cuda", all(test, feature = "cubecl-cpu")))]
+mod on_device;
+mod threads;
 
 use std::fmt::Debug;
 
 use burn::tensor::{Int, Tensor};
 
 pub use alone::Alone;
+pub use threads::{on_threads, threads};
+
+/// Is told why an operation cannot be completed, tells the other ranks, and ends the process. Where it comes back, the process ends
+/// with exit code 1.
+pub type OnFailure = Box<dyn Fn(&str) + Send + Sync>;
 
 /// The operations that ranks carry out together. Vectors are flat and have the same length and format on every rank, f32 or bf16;
 /// sums of bf16 are rounded to bf16.

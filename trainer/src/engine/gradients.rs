@@ -57,9 +57,9 @@ impl Gradients {
         self.by_parameter.get(&id)
     }
 
-    /// Forgets the gradient of one parameter.
-    pub fn remove(&mut self, id: ParameterId) {
-        self.by_parameter.remove(&id);
+    /// Takes the gradient of one parameter out.
+    pub fn take(&mut self, id: ParameterId) -> Option<Tensor<1>> {
+        self.by_parameter.remove(&id)
     }
 
     /// All of them in the order of the parameters.

@@ -3,6 +3,8 @@
 //! an estimate of the KL divergence between policy and reference: the mean of r over mismatched prompts and completions of
 //! the micro-batch, at least 0, without a gradient. The loss of a step is the mean over its samples.
 
+use std::ops::Range;
+
 use interlingua_data::batch::{MicroBatch, UNSUPERVISED};
 use interlingua_recipes::{Objective, ObjectiveKind};
 
@@ -44,9 +46,9 @@ impl Kto {
     }
 }
 
-/// The micro-batch whose divergence is measured: each prompt with the completion of the sample before it, the first one with
-/// the last's, as TRL mismatches them. A prompt ends where the first supervised token begins.
-pub fn mismatched(batch: &MicroBatch) -> MicroBatch {
+/// The sequences whose divergence is measured, those at `rows` of a micro-batch: each prompt with the completion of the sample
+/// before it, the first one with the last's, as TRL mismatches them. A prompt ends where the first supervised token begins.
+pub fn mismatched(batch: &MicroBatch, rows: Range<usize>) -> MicroBatch {
     let count = batch.sequences.len();
     let starts: Vec<usize> = batch
         .sequences
@@ -58,7 +60,7 @@ pub fn mismatched(batch: &MicroBatch) -> MicroBatch {
         })
         .collect();
     let mut mixed = MicroBatch::default();
-    for (index, sequence) in batch.sequences.iter().enumerate() {
+    for (index, sequence) in batch.sequences.iter().enumerate().take(rows.end).skip(rows.start) {
         let before = (index + count - 1) % count;
         let (prompt, completion) = (
             sequence.start..starts[index],
@@ -70,7 +72,7 @@ pub fn mismatched(batch: &MicroBatch) -> MicroBatch {
         labels.extend_from_slice(&batch.labels[completion]);
         mixed.push(&ids, &labels, sequence.language, sequence.sample, 0);
     }
-    mixed.rows = batch.rows;
+    mixed.rows = mixed.sequences.len();
     mixed
 }
 
@@ -84,9 +86,11 @@ mod tests {
         batch.push(&[1, 2, 3], &[-100, -100, 3], 0, 7, 0);
         batch.push(&[4, 5, 6], &[-100, 5, 6], 1, 8, 0);
         batch.push(&[7, 8], &[-100, 8], 1, 9, 0);
-        let mixed = mismatched(&batch);
+        let mixed = mismatched(&batch, 0..3);
         assert_eq!(mixed.input_ids, [1, 2, 8, 4, 3, 7, 5, 6]);
         assert_eq!(mixed.labels, [-100, -100, 8, -100, 3, -100, 5, 6]);
         assert_eq!(mixed.position_ids, [0, 1, 2, 0, 1, 0, 1, 2]);
+        let part = mismatched(&batch, 1..3);
+        assert_eq!(part.input_ids, [4, 3, 7, 5, 6]);
     }
 }

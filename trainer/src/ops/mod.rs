@@ -16,6 +16,8 @@ mod flex;
 pub mod linear;
 pub mod matrix;
 pub mod quantile_map;
+#[cfg(any(feature = "cuda", all(test, feature = "cubecl-cpu")))]
+pub(crate) mod raw;
 pub mod rms_norm;
 pub mod rotary;
 pub mod seed;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use burn::tensor::Tensor;
 use interlingua_recipes::Optimizer;
 
 use super::moments::{MomentFormat, Moments};
@@ -49,28 +50,40 @@ impl AdamW {
     /// Updates every parameter that got a gradient, and leaves the others alone: no moments, no decay.
     pub fn step(&mut self, parameters: &mut Parameters, gradients: &Gradients, learning_rate: f64) {
         for (id, gradient) in gradients.iter() {
-            let state = self.states.remove(&id).unwrap_or_else(|| State {
-                step: 0,
-                moments: Moments::zeros(self.format, gradient.dims()[0], &gradient.device()),
-            });
-            let step = state.step + 1;
-            let settings = AdamWStep {
-                learning_rate,
-                beta1: self.betas[0],
-                beta2: self.betas[1],
-                epsilon: self.epsilon,
-                weight_decay: if decays(&parameters.get(id).name) {
-                    self.weight_decay
-                } else {
-                    0.0
-                },
-                step,
-            };
             let value = parameters.take_value(id);
-            let (value, moments) = state.moments.step(value, gradient.clone(), &settings);
+            let parameter = parameters.get(id);
+            let named = (id, parameter.name.as_str(), parameter.len());
+            let value = self.update(named, value, gradient.clone(), learning_rate);
             parameters.set_value(id, value);
-            self.states.insert(id, State { step, moments });
         }
+    }
+
+    /// New values of a parameter, or of a piece of it: then its state is that of the piece. `length`: numbers of the whole
+    /// parameter.
+    pub fn update(
+        &mut self,
+        (id, name, length): (ParameterId, &str, usize),
+        value: Tensor<1>,
+        gradient: Tensor<1>,
+        learning_rate: f64,
+    ) -> Tensor<1> {
+        let format = self.format.for_length(length);
+        let state = self.states.remove(&id).unwrap_or_else(|| State {
+            step: 0,
+            moments: Moments::zeros(format, gradient.dims()[0], &gradient.device()),
+        });
+        let step = state.step + 1;
+        let settings = AdamWStep {
+            learning_rate,
+            beta1: self.betas[0],
+            beta2: self.betas[1],
+            epsilon: self.epsilon,
+            weight_decay: if decays(name) { self.weight_decay } else { 0.0 },
+            step,
+        };
+        let (value, moments) = state.moments.step(value, gradient, &settings);
+        self.states.insert(id, State { step, moments });
+        value
     }
 
     /// Bytes that the moments take.

@@ -60,10 +60,10 @@ pub enum Moments {
 }
 
 impl Moments {
-    /// Those of a parameter with so many numbers before its first update.
+    /// So many numbers of moments in a format, before the first update.
     pub fn zeros(format: MomentFormat, length: usize, device: &Device) -> Self {
         let floats = |dtype| Self::Floats(Box::new([0, 1].map(|_| Tensor::zeros([length], (device, dtype)))));
-        match format.for_length(length) {
+        match format {
             MomentFormat::F32 => floats(DType::F32),
             MomentFormat::Bf16 => floats(DType::BF16),
             MomentFormat::EightBits => Self::Codes(Box::new([0, 1].map(|_| Quantized::zeros(length, device)))),
@@ -116,7 +116,7 @@ mod tests {
             (MomentFormat::EightBits, 2.03125),
         ] {
             for length in [1, 4095, 4096, 5000, 65_536] {
-                let held = Moments::zeros(format, length, &device).bytes();
+                let held = Moments::zeros(format.for_length(length), length, &device).bytes();
                 assert_eq!(format.bytes(length), held, "{format:?}, {length}");
             }
             assert_eq!(format.bytes(65_536), (per_number * 65_536.0) as usize);

@@ -7,20 +7,43 @@ use interlingua_data::batch::MicroBatch;
 use interlingua_data::dataset::Dataset;
 use interlingua_recipes::Scope;
 
-use super::auxiliary::{AuxiliaryLoss, Kind, contrast_all, pool};
+use super::auxiliary::{AuxiliaryLoss, Kind, gather_rows, pool};
 use super::main_loss::MainTargets;
 use super::reference::sums_by_sequence;
+use crate::collectives::Collectives;
 use crate::engine::head::log_probs;
 use crate::engine::inputs::Inputs;
 use crate::models::Model;
 use crate::objectives::consistency::divergence;
 use crate::objectives::middle_layer::{Contrast, MiddleLayer};
 
+/// A micro-batch of this process, and what the others compute at the same time.
+pub struct Turn {
+    /// This process's.
+    pub batch: MicroBatch,
+    /// Whether it is there only so that this process keeps in step with the others: it counts nothing.
+    pub is_filler: bool,
+    /// Those of all processes by rank, empty ones too, where there are several and a loss compares their samples; else none.
+    pub of_all: Vec<MicroBatch>,
+}
+
+impl Turn {
+    /// The micro-batches whose samples are compared.
+    fn compared(&self) -> Vec<&MicroBatch> {
+        if self.of_all.is_empty() {
+            vec![&self.batch]
+        } else {
+            self.of_all.iter().collect()
+        }
+    }
+}
+
 /// What the losses on the batch give to one micro-batch.
 #[derive(Debug, Default)]
 pub struct Feedback {
-    /// Gradients of the loss by the pooled states of the micro-batch's sequences, by index of the auxiliary loss.
-    pub by_pooled: BTreeMap<usize, Tensor<2>>,
+    /// Gradients of the loss by the pooled states of the micro-batch's sequences, by index of the auxiliary loss; none for a
+    /// filler.
+    pub by_pooled: BTreeMap<usize, Option<Tensor<2>>>,
     /// Derivatives of the loss by the summed log-probability of each sequence.
     pub by_sequence: Vec<f64>,
 }
@@ -33,11 +56,18 @@ pub struct BatchLosses<'a> {
     anchor: Option<u16>,
     /// By index of the auxiliary loss: anchors, or languages of groups, in the step.
     totals: BTreeMap<usize, u64>,
+    collectives: &'a dyn Collectives,
 }
 
 impl<'a> BatchLosses<'a> {
     /// Those of a run, for a step of these micro-batches.
-    pub fn new(all: &'a [AuxiliaryLoss], dataset: &'a Dataset, anchor: Option<&str>, batches: &[MicroBatch]) -> Self {
+    pub fn new(
+        all: &'a [AuxiliaryLoss],
+        dataset: &'a Dataset,
+        anchor: Option<&str>,
+        turns: &[Turn],
+        collectives: &'a dyn Collectives,
+    ) -> Self {
         let losses = all.iter().enumerate().filter(|(_, loss)| loss.source.is_none());
         let anchor = anchor.and_then(|anchor| dataset.languages().iter().position(|tag| tag == anchor));
         let mut this = Self {
@@ -45,11 +75,12 @@ impl<'a> BatchLosses<'a> {
             dataset,
             anchor: anchor.map(|index| index as u16),
             totals: BTreeMap::new(),
+            collectives,
         };
         for (index, loss) in &this.losses {
             let count = match loss.scope {
-                Scope::Step => this.count(loss, &batches.iter().collect::<Vec<_>>()),
-                Scope::MicroStep => batches.iter().map(|batch| this.count(loss, &[batch])).sum(),
+                Scope::Step => this.count(loss, &turns.iter().flat_map(Turn::compared).collect::<Vec<_>>()),
+                Scope::MicroStep => turns.iter().map(|turn| this.count(loss, &turn.compared())).sum(),
             };
             this.totals.insert(*index, count);
         }
@@ -85,46 +116,42 @@ impl<'a> BatchLosses<'a> {
     }
 
     /// The losses that compare the samples of a whole step: a first pass over all micro-batches, without gradients.
-    /// `values` gets their share of the step's loss, by name, weights not applied.
+    /// `values` gets their share of the step's loss, by name, weights not applied; on the first process only, as every process
+    /// computes the whole of it.
     pub fn over_the_step(
         &self,
         model: &Model,
-        prepared: &[(&MicroBatch, Inputs, MainTargets)],
+        prepared: &[(&Turn, Inputs, MainTargets)],
         values: &mut BTreeMap<String, f64>,
     ) -> Vec<Feedback> {
         let mut feedback: Vec<Feedback> = prepared.iter().map(|_| Feedback::default()).collect();
-        let batches: Vec<&MicroBatch> = prepared.iter().map(|(batch, ..)| *batch).collect();
+        let turns: Vec<&Turn> = prepared.iter().map(|(turn, ..)| *turn).collect();
         for (index, loss) in self.losses.iter().filter(|(_, loss)| loss.scope == Scope::Step) {
-            match &loss.kind {
+            let value = match &loss.kind {
                 Kind::MiddleLayer { loss: numbers, layer } => {
-                    let pooled: Vec<Tensor<2>> = prepared
+                    let pooled = prepared
                         .iter()
-                        .map(|(_, inputs, _)| pool(numbers, &model.hidden_state(inputs, *layer), inputs))
-                        .collect();
-                    let value = self.contrast((*index, loss, numbers), &batches, &pooled, &mut feedback);
-                    *values.entry(loss.name.clone()).or_default() += value;
+                        .map(|(_, inputs, _)| pool(numbers, &model.hidden_state(inputs, *layer), inputs));
+                    self.contrast((*index, loss, numbers), &turns, pooled.collect(), &mut feedback)
                 }
                 _ => {
-                    let sums: Vec<Vec<f64>> = prepared
-                        .iter()
-                        .map(|(batch, inputs, targets)| {
-                            let hidden = model.hidden_state(inputs, model.blocks.len());
-                            let log_probs = log_probs(model, &hidden, &targets.targets);
-                            sums_by_sequence(batch, &targets.targets.positions, &log_probs)
-                        })
-                        .collect();
-                    let value = self.diverge((*index, loss), &batches, &sums, &mut feedback);
-                    *values.entry(loss.name.clone()).or_default() += value;
+                    let sums = prepared.iter().map(|(turn, inputs, targets)| {
+                        let hidden = model.hidden_state(inputs, model.blocks.len());
+                        let log_probs = log_probs(model, &hidden, &targets.targets);
+                        sums_by_sequence(&turn.batch, &targets.targets.positions, &log_probs)
+                    });
+                    self.diverge((*index, loss), &turns, sums.collect(), &mut feedback)
                 }
-            }
+            };
+            self.count_once(loss, value, values);
         }
         feedback
     }
 
-    /// The losses that compare the samples of one micro-batch.
+    /// The losses that compare the samples of one micro-batch, over all processes.
     pub fn over_a_batch(
         &self,
-        batch: &MicroBatch,
+        turn: &Turn,
         pooled: impl Fn(&MiddleLayer, usize) -> Tensor<2>,
         sums: impl Fn() -> Vec<f64>,
         feedback: &mut Feedback,
@@ -135,61 +162,107 @@ impl<'a> BatchLosses<'a> {
             let one = std::slice::from_mut(&mut own);
             let value = match &loss.kind {
                 Kind::MiddleLayer { loss: numbers, layer } => {
-                    self.contrast((*index, loss, numbers), &[batch], &[pooled(numbers, *layer)], one)
+                    let pooled = vec![pooled(numbers, *layer)];
+                    self.contrast((*index, loss, numbers), &[turn], pooled, one)
                 }
-                _ => self.diverge((*index, loss), &[batch], &[sums()], one),
+                _ => self.diverge((*index, loss), &[turn], vec![sums()], one),
             };
-            *values.entry(loss.name.clone()).or_default() += value;
+            self.count_once(loss, value, values);
         }
         *feedback = own;
     }
 
+    fn count_once(&self, loss: &AuxiliaryLoss, value: f64, values: &mut BTreeMap<String, f64>) {
+        let counted = if self.collectives.rank() == 0 { value } else { 0.0 };
+        *values.entry(loss.name.clone()).or_default() += counted;
+    }
+
+    /// `pooled`: what stands for each sequence of this process's micro-batches.
     fn contrast(
         &self,
         (index, loss, numbers): (usize, &AuxiliaryLoss, &MiddleLayer),
-        batches: &[&MicroBatch],
-        pooled: &[Tensor<2>],
+        turns: &[&Turn],
+        pooled: Vec<Tensor<2>>,
         feedback: &mut [Feedback],
     ) -> f64 {
+        let batches: Vec<&MicroBatch> = turns.iter().flat_map(|turn| turn.compared()).collect();
+        let mut rows = Vec::new();
+        for (turn, pooled) in turns.iter().zip(pooled) {
+            let counts: Vec<usize> = turn.compared().iter().map(|batch| batch.sequences.len()).collect();
+            rows.extend(gather_rows(self.collectives, pooled, &counts));
+        }
         let share = 1.0 / self.totals[&index].max(1) as f64;
         let mut value = 0.0;
-        for contrasts in self.contrasts(batches) {
-            let (sum, gradients) = contrast_all(numbers, pooled, &contrasts);
+        for contrast in self.contrasts(&batches) {
+            let (sum, gradient) = numbers.loss(&Tensor::cat(rows.clone(), 0), &contrast);
             value += sum * share;
-            for (gradient, feedback) in gradients.into_iter().zip(feedback.iter_mut()) {
-                let gradient = gradient * (share * loss.weight);
-                let sum = match feedback.by_pooled.remove(&index) {
-                    Some(sum) => sum + gradient,
-                    None => gradient,
-                };
-                feedback.by_pooled.insert(index, sum);
+            let gradient = gradient * (share * loss.weight);
+            let mut start = 0;
+            for (turn, feedback) in turns.iter().zip(feedback.iter_mut()) {
+                for (rank, batch) in turn.compared().iter().enumerate() {
+                    let count = batch.sequences.len();
+                    if rank == self.place(turn) {
+                        let own = (!turn.is_filler).then(|| gradient.clone().narrow(0, start, count));
+                        let sum = match (feedback.by_pooled.remove(&index).flatten(), own) {
+                            (Some(sum), Some(own)) => Some(sum + own),
+                            (sum, own) => sum.or(own),
+                        };
+                        feedback.by_pooled.insert(index, sum);
+                    }
+                    start += count;
+                }
             }
         }
         value
     }
 
+    /// Where this process's micro-batch stands among those that a turn compares.
+    fn place(&self, turn: &Turn) -> usize {
+        if turn.of_all.is_empty() {
+            0
+        } else {
+            self.collectives.rank()
+        }
+    }
+
+    /// `sums`: the summed log-probability of each sequence of this process's micro-batches.
     fn diverge(
         &self,
         (index, loss): (usize, &AuxiliaryLoss),
-        batches: &[&MicroBatch],
-        sums: &[Vec<f64>],
+        turns: &[&Turn],
+        sums: Vec<Vec<f64>>,
         feedback: &mut [Feedback],
     ) -> f64 {
         let share = 1.0 / self.totals[&index].max(1) as f64;
-        for (feedback, sums) in feedback.iter_mut().zip(sums) {
-            feedback.by_sequence.resize(sums.len(), 0.0);
+        let batches: Vec<&MicroBatch> = turns.iter().flat_map(|turn| turn.compared()).collect();
+        let mut all = Vec::with_capacity(batches.len());
+        // For each of the batches, which of this process's it is.
+        let mut owned = Vec::with_capacity(batches.len());
+        for (number, (turn, sums)) in turns.iter().zip(sums).enumerate() {
+            feedback[number].by_sequence.resize(sums.len(), 0.0);
+            let count = turn.compared().len();
+            owned.extend((0..count).map(|place| (place == self.place(turn) && !turn.is_filler).then_some(number)));
+            if turn.of_all.is_empty() {
+                all.push(sums);
+            } else {
+                let said: &[f64] = if turn.is_filler { &[] } else { &sums };
+                let heard = self.collectives.gather(bytemuck::cast_slice(said));
+                all.extend(heard.iter().map(|bytes| bytemuck::pod_collect_to_vec::<u8, f64>(bytes)));
+            }
         }
         let mut value = 0.0;
-        for (anchor, others) in self.option_sets(batches) {
+        for (anchor, others) in self.option_sets(&batches) {
             let of = |places: &[(usize, usize)]| -> Vec<f64> {
-                places.iter().map(|(batch, sequence)| sums[*batch][*sequence]).collect()
+                places.iter().map(|(batch, sequence)| all[*batch][*sequence]).collect()
             };
             let anchor = of(&anchor);
             for other in others {
                 let (divergence, derivatives) = divergence(&anchor, &of(&other));
                 value += divergence * share;
                 for ((batch, sequence), derivative) in other.iter().zip(derivatives) {
-                    feedback[*batch].by_sequence[*sequence] += derivative * share * loss.weight;
+                    if let Some(own) = owned[*batch] {
+                        feedback[own].by_sequence[*sequence] += derivative * share * loss.weight;
+                    }
                 }
             }
         }
@@ -200,7 +273,7 @@ impl<'a> BatchLosses<'a> {
         match loss.kind {
             Kind::MiddleLayer { .. } => {
                 let contrasts = self.contrasts(batches);
-                let pairs = contrasts.iter().flatten().map(|contrast| contrast.pairs.len() as u64);
+                let pairs = contrasts.iter().map(|contrast| contrast.pairs.len() as u64);
                 pairs.sum()
             }
             _ => self
@@ -211,10 +284,9 @@ impl<'a> BatchLosses<'a> {
         }
     }
 
-    /// For each language but the anchor's, and each micro-batch, the pairs of anchor and translation. A pair whose sides lie
-    /// in different micro-batches cannot be contrasted by rows of one matrix, so its anchor's side is looked up in the
-    /// batches that are contrasted together; those that would be alone are left out.
-    fn contrasts(&self, batches: &[&MicroBatch]) -> Vec<Vec<Contrast>> {
+    /// For each language but the anchor's the pairs of anchor and translation, with rows counted over all micro-batches; those
+    /// that would be alone are left out.
+    fn contrasts(&self, batches: &[&MicroBatch]) -> Vec<Contrast> {
         let offsets: Vec<usize> = batches
             .iter()
             .scan(0, |offset, batch| {
@@ -241,7 +313,6 @@ impl<'a> BatchLosses<'a> {
             }
         }
         let contrasts = others.into_values().map(|others| {
-            // All pairs stand in the first micro-batch's contrast, with rows counted over all of them.
             let mut contrast = Contrast::default();
             for (group, row) in others {
                 if let Some(anchor) = anchors.get(&group) {
@@ -251,11 +322,7 @@ impl<'a> BatchLosses<'a> {
             }
             contrast
         });
-        let empty = || vec![Contrast::default(); batches.len().saturating_sub(1)];
-        contrasts
-            .filter(|contrast| contrast.pairs.len() > 1)
-            .map(|contrast| [vec![contrast], empty()].concat())
-            .collect()
+        contrasts.filter(|contrast| contrast.pairs.len() > 1).collect()
     }
 
     /// For each group with its anchor: the places (micro-batch, sequence) of the anchor's options, and those of each other

@@ -2,7 +2,7 @@
 //! order and dropout need no state: they are pure functions of the seed and the step.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor};
 use interlingua_checkpoints::CheckpointError;
@@ -21,6 +21,8 @@ use crate::ops::adamw8bit::{BLOCK, Quantized};
 use crate::optimizers::adamw::{AdamW, State};
 use crate::optimizers::moments::{MomentFormat, Moments};
 use crate::parameters::{Parameter, ParameterId};
+use crate::pieces::piece;
+use crate::train::global_batch::GlobalBatch;
 use crate::train::loss_scale::LossScale;
 
 const PARAMETERS: &str = "parameters.safetensors";
@@ -32,7 +34,7 @@ const PARTS: [&str; 2] = ["first", "second"];
 const STATE: &str = "state.json";
 
 /// Where a run stands.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
     /// Steps done.
     pub step: u64,
@@ -44,33 +46,72 @@ pub struct RunState {
     pub evaluations_without_improvement: usize,
     /// Whether early stopping has ended the run.
     pub stopped_early: bool,
+    /// How a step's rows were dealt when the run began.
+    #[serde(default)]
+    pub batch: GlobalBatch,
+    /// How many processes have written a file of moments each.
+    #[serde(default = "one")]
+    pub pieces: usize,
     /// The loss scale, where gradients are computed in f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
 }
 
-/// Fills a checkpoint's folder.
+impl Default for RunState {
+    fn default() -> Self {
+        Self {
+            step: 0,
+            updates: BTreeMap::new(),
+            best: None,
+            evaluations_without_improvement: 0,
+            stopped_early: false,
+            batch: GlobalBatch::default(),
+            pieces: one(),
+            loss_scale: None,
+        }
+    }
+}
+
+fn one() -> usize {
+    1
+}
+
+/// A file's name as each of several processes writes one: with its number and that of all.
+fn of_piece(name: &str, (rank, pieces): (usize, usize)) -> String {
+    match name.strip_suffix(".safetensors") {
+        Some(stem) if pieces > 1 => format!("{stem}-{:05}-of-{pieces:05}.safetensors", rank + 1),
+        _ => name.to_owned(),
+    }
+}
+
+/// Fills a checkpoint's folder with what this process writes: the first one with everything that is the same on all, each with its
+/// own moments where there are several `pieces` of them.
 pub fn write(
     folder: &Path,
-    model: &Model,
-    trained: &[ParameterId],
-    optimizer: &AdamW,
+    (model, trained, optimizer): (&Model, &[ParameterId], &AdamW),
     state: &RunState,
+    piece: (usize, usize),
 ) -> Result<(), TrainError> {
-    let parameters = trained.iter().map(|id| model.parameters.get(*id));
-    let parameters: BTreeMap<&str, &Parameter> = parameters
-        .map(|parameter| (parameter.name.as_str(), parameter))
-        .collect();
-    let specs = parameters.values().map(|parameter| TensorSpec {
-        name: parameter.name.clone(),
-        dtype: Dtype::F32,
-        shape: parameter.shape.clone(),
-    });
-    write_each(&folder.join(PARAMETERS), specs.collect(), |name| {
-        parameters.get(name).map(|parameter| host_tensor(parameter, Dtype::F32))
-    })?;
+    let is_first = piece.0 == 0;
+    if is_first {
+        let parameters = trained.iter().map(|id| model.parameters.get(*id));
+        let parameters: BTreeMap<&str, &Parameter> = parameters
+            .map(|parameter| (parameter.name.as_str(), parameter))
+            .collect();
+        let specs = parameters.values().map(|parameter| TensorSpec {
+            name: parameter.name.clone(),
+            dtype: Dtype::F32,
+            shape: parameter.shape.clone(),
+        });
+        write_each(&folder.join(PARAMETERS), specs.collect(), |name| {
+            parameters.get(name).map(|parameter| host_tensor(parameter, Dtype::F32))
+        })?;
+    }
     let (mut floats, mut codes) = (BTreeMap::new(), BTreeMap::new());
-    let mut state = state.clone();
+    let mut state = RunState {
+        pieces: piece.1,
+        ..state.clone()
+    };
     for (id, of_parameter) in &optimizer.states {
         let name = model.parameters.get(*id).name.clone();
         match &of_parameter.moments {
@@ -94,11 +135,14 @@ pub fn write(
         dtype: file_dtype(tensor),
         shape: vec![tensor.dims()[0]],
     });
-    write_each(&folder.join(MOMENTS), specs.collect(), |name| {
+    write_each(&folder.join(of_piece(MOMENTS, piece)), specs.collect(), |name| {
         floats.get(name).map(|tensor| host(tensor))
     })?;
     if !codes.is_empty() {
-        write_codes(&folder.join(CODES), &codes)?;
+        write_codes(&folder.join(of_piece(CODES, piece)), &codes)?;
+    }
+    if !is_first {
+        return Ok(());
     }
     let json = serde_json::to_value(&state).map_err(|source| TrainError::Encode {
         what: "the run's state",
@@ -133,56 +177,135 @@ fn host(tensor: &Tensor<1>) -> HostTensor {
     HostTensor::from_f32(vec![values.len()], &values).cast(file_dtype(tensor))
 }
 
-/// Puts a checkpoint's values into model and optimizer, and returns where the run stands.
+/// How the rows of a step were dealt when the run of a checkpoint began.
+///
+/// # Errors
+/// When the checkpoint cannot be read.
+pub fn global_batch(folder: &Path) -> Result<GlobalBatch, TrainError> {
+    Ok(read_state(folder)?.batch)
+}
+
+fn read_state(folder: &Path) -> Result<RunState, TrainError> {
+    let path = folder.join(STATE);
+    let text = std::fs::read_to_string(&path).map_err(|source| TrainError::io(&path, source))?;
+    let state = serde_json::from_str(&text)
+        .map_err(|error| CheckpointError::config(&path, format!("this is not the state of a run: {error}")))?;
+    Ok(state)
+}
+
+/// What is said where a checkpoint lacks something.
+const ADVICE: &str = "the checkpoint belongs to another recipe or model";
+
+/// The moments of a checkpoint, in one file or in a piece of each process that wrote it.
+struct SavedMoments {
+    folder: PathBuf,
+    pieces: Vec<(TensorsFile, Option<TensorsFile>)>,
+}
+
+impl SavedMoments {
+    fn open(folder: &Path, pieces: usize) -> Result<Self, TrainError> {
+        let files = (0..pieces).map(|rank| {
+            let path = |name: &str| folder.join(of_piece(name, (rank, pieces)));
+            let codes = path(CODES);
+            let codes = codes.is_file().then(|| TensorsFile::open(&codes)).transpose()?;
+            Ok((TensorsFile::open(&path(MOMENTS))?, codes))
+        });
+        Ok(Self {
+            folder: folder.to_owned(),
+            pieces: files.collect::<Result<_, TrainError>>()?,
+        })
+    }
+
+    fn missing(&self, name: &str) -> CheckpointError {
+        CheckpointError::MissingTensor {
+            folder: self.folder.clone(),
+            tensor: name.to_owned(),
+            advice: ADVICE.to_owned(),
+        }
+    }
+
+    /// The pieces of a vector of so many numbers, put together.
+    fn joined<T>(
+        &self,
+        length: usize,
+        read: impl Fn(&(TensorsFile, Option<TensorsFile>), usize) -> Result<Vec<T>, TrainError>,
+    ) -> Result<Vec<T>, TrainError> {
+        let mut values = Vec::new();
+        for (rank, files) in self.pieces.iter().enumerate() {
+            let range = piece(length, rank, self.pieces.len());
+            if !range.is_empty() {
+                values.extend(read(files, range.len())?);
+            }
+        }
+        Ok(values)
+    }
+
+    fn floats(&self, name: &str, length: usize) -> Result<Vec<f32>, TrainError> {
+        self.joined(length, |(floats, _), count| {
+            let values = floats.read_f32(name, &[count], ADVICE)?;
+            Ok(values.ok_or_else(|| self.missing(name))?)
+        })
+    }
+
+    fn scales(&self, name: &str, length: usize) -> Result<Vec<f32>, TrainError> {
+        let name = format!("{name}.scales");
+        self.joined(length, |(floats, _), count| {
+            let values = floats.read_f32(&name, &[count.div_ceil(BLOCK)], ADVICE)?;
+            Ok(values.ok_or_else(|| self.missing(&name))?)
+        })
+    }
+
+    fn codes(&self, name: &str, length: usize) -> Result<Vec<u8>, TrainError> {
+        self.joined(length, |(_, codes), count| {
+            let codes = codes.as_ref().and_then(|file| file.bytes(name));
+            let codes = codes.filter(|codes| codes.len() == count);
+            Ok(codes.ok_or_else(|| self.missing(name))?.to_vec())
+        })
+    }
+}
+
+/// Puts a checkpoint's values into model and optimizer, of the moments this process's piece, and returns where the run stands.
 pub fn restore(
     folder: &Path,
     model: &mut Model,
     trained: &[ParameterId],
     optimizer: &mut AdamW,
+    (rank, world): (usize, usize),
 ) -> Result<RunState, TrainError> {
-    let path = folder.join(STATE);
-    let text = std::fs::read_to_string(&path).map_err(|source| TrainError::io(&path, source))?;
-    let state: RunState = serde_json::from_str(&text)
-        .map_err(|error| CheckpointError::config(&path, format!("this is not the state of a run: {error}")))?;
+    let state = read_state(folder)?;
     let parameters = TensorsFile::open(&folder.join(PARAMETERS))?;
-    let moments = TensorsFile::open(&folder.join(MOMENTS))?;
-    let codes_path = folder.join(CODES);
-    let codes = codes_path
-        .is_file()
-        .then(|| TensorsFile::open(&codes_path))
-        .transpose()?;
+    let saved = SavedMoments::open(folder, state.pieces)?;
     let device = model.device.clone();
-    let advice = "the checkpoint belongs to another recipe or model";
-    let missing = |name: &str| CheckpointError::MissingTensor {
-        folder: folder.to_owned(),
-        tensor: name.to_owned(),
-        advice: advice.to_owned(),
-    };
-    let read = |file: &TensorsFile, name: &str, shape: &[usize]| -> Result<Vec<f32>, TrainError> {
-        let values = file.read_f32(name, shape, advice)?;
-        Ok(values.ok_or_else(|| missing(name))?)
-    };
     for id in trained {
         let parameter = model.parameters.get(*id).clone();
-        let values = read(&parameters, &parameter.name, &parameter.shape)?;
+        let values = parameters.read_f32(&parameter.name, &parameter.shape, ADVICE)?;
+        let values = values.ok_or_else(|| saved.missing(&parameter.name))?;
         model.parameters.set_value(*id, tensor(values, &device, DType::F32));
         let Some(step) = state.updates.get(&parameter.name).copied() else {
             continue;
         };
         let length = parameter.len();
+        let own = piece(length, rank, world);
+        if own.is_empty() {
+            continue;
+        }
         let names = PARTS.map(|part| format!("{}.{part}", parameter.name));
         let [first, second] = &names;
         let floats = |dtype| -> Result<_, TrainError> {
-            let moment = |name: &str| Ok::<_, TrainError>(tensor(read(&moments, name, &[length])?, &device, dtype));
+            let moment = |name: &str| -> Result<_, TrainError> {
+                let values = saved.floats(name, length)?;
+                Ok(tensor(values[own.clone()].to_vec(), &device, dtype))
+            };
             Ok(Moments::Floats(Box::new([moment(first)?, moment(second)?])))
         };
         let quantized = |name: &String| -> Result<_, TrainError> {
-            let codes = codes.as_ref().and_then(|file| file.bytes(name));
-            let codes = codes
-                .filter(|codes| codes.len() == length)
-                .ok_or_else(|| missing(name))?;
-            let scales = read(&moments, &format!("{name}.scales"), &[length.div_ceil(BLOCK)])?;
-            Ok(Quantized::new(codes.to_vec(), scales, &device))
+            let (codes, scales) = (saved.codes(name, length)?, saved.scales(name, length)?);
+            let blocks = own.start / BLOCK..own.end.div_ceil(BLOCK);
+            Ok(Quantized::new(
+                codes[own.clone()].to_vec(),
+                scales[blocks].to_vec(),
+                &device,
+            ))
         };
         let moments = match optimizer.format.for_length(length) {
             MomentFormat::F32 => floats(DType::F32)?,

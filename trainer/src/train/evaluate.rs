@@ -14,8 +14,9 @@ use interlingua_data::tokenize::{Outcome, SampleTokenizer};
 use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::{Metric, Recipe, Source, Task, TaskKind};
 
-use super::main_loss::{MainLoss, Totals, boundaries};
+use super::main_loss::{Company, MainLoss, Totals, boundaries};
 use super::metrics::{EvalRow, Example};
+use super::ranks::Deal;
 use super::reference::{Reference, sequence_of};
 use super::step::{Tally, inputs_and_targets};
 use crate::engine::head::{Targets, log_probs};
@@ -89,18 +90,19 @@ impl Evaluator {
         })
     }
 
-    /// Evaluates the model: held-out samples first, then the tasks in their order.
+    /// Evaluates the model: held-out samples first, then the tasks in their order. `deal`: the processes that share the work, and
+    /// all get the same rows.
     pub fn run(
         &self,
         model: &Model,
         tokenizer: &Tokenizer,
         heldout: Option<Heldout>,
-        step: u64,
-        time: f64,
+        (step, time): (u64, f64),
+        deal: Deal,
     ) -> Result<Vec<EvalRow>, TrainError> {
         let mut rows = Vec::new();
         if let Some(heldout) = heldout.filter(|heldout| !heldout.data.is_empty()) {
-            let by_language = heldout_losses(model, tokenizer, heldout)?;
+            let by_language = heldout_losses(model, tokenizer, heldout, deal)?;
             rows.push(row(HELDOUT, by_language, Vec::new(), step, time));
         }
         for task in &self.tasks {
@@ -110,13 +112,19 @@ impl Evaluator {
                     languages,
                     batches,
                     bytes,
-                } => row(name, losses(model, batches, languages, bytes), Vec::new(), step, time),
+                } => row(
+                    name,
+                    losses(model, batches, languages, bytes, deal),
+                    Vec::new(),
+                    step,
+                    time,
+                ),
                 Prepared::Generate {
                     name,
                     questions,
                     options,
                 } => {
-                    let (by_language, examples) = answers(model, tokenizer, questions, options)?;
+                    let (by_language, examples) = answers(model, tokenizer, questions, options, deal)?;
                     row(name, by_language, examples, step, time)
                 }
             });
@@ -375,7 +383,12 @@ fn supervised_bytes(batches: &[MicroBatch], languages: usize, tokenizer: &Tokeni
 
 /// Losses of the held-out samples under the main loss: per token, with perplexity and bits per byte, or per pair, with
 /// how often the chosen answer has the higher reward, and by how much.
-fn heldout_losses(model: &Model, tokenizer: &Tokenizer, heldout: Heldout) -> Result<ByLanguage, TrainError> {
+fn heldout_losses(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    heldout: Heldout,
+    deal: Deal,
+) -> Result<ByLanguage, TrainError> {
     let Heldout { data, main, reference } = heldout;
     let mut batches = Vec::new();
     let mut open = MicroBatch::default();
@@ -392,18 +405,21 @@ fn heldout_losses(model: &Model, tokenizer: &Tokenizer, heldout: Heldout) -> Res
     batches.iter().for_each(|batch| main.count(data, batch, &mut totals));
     let mut tally = Tally::default();
     let mut bytes = vec![0; data.languages().len()];
-    for batch in &batches {
+    for (_, batch) in batches.iter().enumerate().filter(|(number, _)| deal.is_mine(*number)) {
         let boundaries = boundaries(batch);
         let (inputs, _) = inputs_and_targets(model, batch, data.languages());
         let targets = main.targets(data, batch, &boundaries, false);
         let log_probs = log_probs(model, &model.last_hidden_state(&inputs, None), &targets.targets);
         let models = (model, reference);
-        let evaluated = main.evaluate(models, (data, batch), (&targets, &log_probs), 1.0, &totals);
+        let company = (&totals, &Company::NONE);
+        let evaluated = main.evaluate(models, (data, batch), (&targets, &log_probs), 1.0, company);
         tally.add(data, batch, &targets, &evaluated.samples);
         if main.is_linear() {
             add_bytes(&mut bytes, batch, &targets.targets, tokenizer)?;
         }
     }
+    tally.add_up(data.languages(), deal.collectives());
+    let bytes = summed(bytes, deal);
     let (by_language, _) = tally.finish(!main.is_linear());
     let index = |language: &str| data.languages().iter().position(|known| known == language);
     let metrics = by_language.into_iter().map(|(language, sum)| {
@@ -420,6 +436,13 @@ fn heldout_losses(model: &Model, tokenizer: &Tokenizer, heldout: Heldout) -> Res
         (language, metrics)
     });
     Ok(metrics.collect())
+}
+
+/// Counts, added up over the processes that share the work.
+fn summed(counts: Vec<u64>, deal: Deal) -> Vec<u64> {
+    let mut values: Vec<f64> = counts.into_iter().map(|count| count as f64).collect();
+    deal.add_up(&mut values);
+    values.into_iter().map(|value| value as u64).collect()
 }
 
 /// Bytes of the text of each language's targets.
@@ -452,25 +475,25 @@ fn token_metrics(loss: f64, tokens: u64, bytes: u64) -> BTreeMap<String, f64> {
 }
 
 /// Loss, perplexity and bits per byte by language.
-fn losses(model: &Model, batches: &[MicroBatch], languages: &[String], bytes: &[u64]) -> ByLanguage {
-    let mut sums = BTreeMap::<u16, (f64, u64)>::new();
-    for batch in batches {
+fn losses(model: &Model, batches: &[MicroBatch], languages: &[String], bytes: &[u64], deal: Deal) -> ByLanguage {
+    // For each language the sum of the losses, and how many tokens they are of.
+    let mut sums = vec![0.0; 2 * languages.len()];
+    for (_, batch) in batches.iter().enumerate().filter(|(number, _)| deal.is_mine(*number)) {
         let (inputs, targets) = inputs_and_targets(model, batch, languages);
         let log_probs = log_probs(model, &model.last_hidden_state(&inputs, None), &targets);
         for (position, log_prob) in targets.positions.iter().zip(log_probs) {
-            let sum = sums
-                .entry(batch.sequences[sequence_of(batch, *position)].language)
-                .or_default();
-            sum.0 -= f64::from(log_prob);
-            sum.1 += 1;
+            let language = usize::from(batch.sequences[sequence_of(batch, *position)].language);
+            sums[2 * language] -= f64::from(log_prob);
+            sums[2 * language + 1] += 1.0;
         }
     }
-    let metrics = |(language, (sum, tokens)): (u16, (f64, u64))| {
-        let index = usize::from(language);
-        let metrics = token_metrics(sum / (tokens as f64).max(1.0), tokens, bytes[index]);
-        (languages[index].clone(), metrics)
-    };
-    sums.into_iter().map(metrics).collect()
+    deal.add_up(&mut sums);
+    let known = sums.chunks(2).enumerate().filter(|(_, sum)| sum[1] > 0.0);
+    let metrics = known.map(|(language, sum)| {
+        let metrics = token_metrics(sum[0] / sum[1], sum[1] as u64, bytes[language]);
+        (languages[language].clone(), metrics)
+    });
+    metrics.collect()
 }
 
 /// Exact match by language, and a few answers of different languages.
@@ -479,14 +502,39 @@ fn answers(
     tokenizer: &Tokenizer,
     questions: &[Question],
     options: &GenerateOptions,
+    deal: Deal,
 ) -> Result<(ByLanguage, Vec<Example>), TrainError> {
-    let prompts: Vec<Vec<u32>> = questions.iter().map(|question| question.input_ids.clone()).collect();
+    let mine: Vec<&Question> = questions
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| deal.is_mine(*number))
+        .map(|(_, question)| question)
+        .collect();
+    let prompts: Vec<Vec<u32>> = mine.iter().map(|question| question.input_ids.clone()).collect();
+    let languages: Vec<&str> = mine.iter().map(|question| question.language.as_str()).collect();
+    let generated = generate_by_language(model, &prompts, &languages, options);
+    let decoded = generated.iter().map(|tokens| tokenizer.decode(tokens, true));
+    let decoded = decoded.collect::<Result<Vec<String>, _>>()?;
+    let said = serde_json::to_vec(&decoded).map_err(|source| TrainError::Encode {
+        what: "answers",
+        source,
+    })?;
+    // By rank, and dealt out in turn.
+    let all: Vec<Vec<String>> = deal
+        .gather(said)
+        .iter()
+        .filter_map(|said| serde_json::from_slice(said).ok())
+        .collect();
+    let answer = |number: usize| {
+        all[number % all.len()]
+            .get(number / all.len())
+            .cloned()
+            .unwrap_or_default()
+    };
     let mut counts = BTreeMap::<String, (u64, u64)>::new();
     let mut examples: Vec<Example> = Vec::new();
-    let languages: Vec<&str> = questions.iter().map(|question| question.language.as_str()).collect();
-    let generated = generate_by_language(model, &prompts, &languages, options);
-    for (question, tokens) in questions.iter().zip(generated) {
-        let answer = tokenizer.decode(&tokens, true)?;
+    for (number, question) in questions.iter().enumerate() {
+        let answer = answer(number);
         let count = counts.entry(question.language.clone()).or_default();
         count.0 += u64::from(answer.trim() == question.reference.trim());
         count.1 += 1;

@@ -5,6 +5,7 @@ use interlingua_data::dataset::Dataset;
 use interlingua_recipes::{Nll, Objective, ObjectiveKind};
 
 use super::reference::{Reference, answer_log_probs, sequence_of, sums_by_sequence};
+use crate::collectives::{Alone, Collectives};
 use crate::engine::head::Targets;
 use crate::models::Model;
 use crate::objectives::goldfish;
@@ -49,6 +50,25 @@ pub struct MainTargets {
     pub targets: Targets,
     /// For each target whether it belongs to the answer, which all losses but a likelihood over whole sequences count.
     pub in_answer: Vec<bool>,
+}
+
+/// What the other processes have beside a micro-batch.
+pub struct Company<'a> {
+    /// The micro-batches of all of them at this point, by rank, where the loss compares samples; else empty.
+    pub of_all: &'a [MicroBatch],
+    /// The processes.
+    pub collectives: &'a dyn Collectives,
+    /// Whether the micro-batch is there only so that this process keeps in step.
+    pub is_filler: bool,
+}
+
+impl Company<'_> {
+    /// That of a process alone.
+    pub const NONE: Company<'static> = Company {
+        of_all: &[],
+        collectives: &Alone,
+        is_filler: false,
+    };
 }
 
 /// What the main loss makes of a micro-batch's log-probabilities.
@@ -155,6 +175,16 @@ impl MainLoss {
         }
     }
 
+    /// The micro-batch of a process that has none while others do: two short sequences of the first sample.
+    pub fn filler(self) -> MicroBatch {
+        let mut batch = MicroBatch::default();
+        for part in 0..2 {
+            let part = if matches!(self, Self::Pairs(_)) { part } else { 0 };
+            batch.push(&[0, 0], &[UNSUPERVISED, 0], 0, 0, part);
+        }
+        batch
+    }
+
     /// The factors of a loss that is known to be linear, the same for all targets that are learnt from.
     pub fn linear_weights(
         self,
@@ -188,7 +218,7 @@ impl MainLoss {
         (dataset, batch): (&Dataset, &MicroBatch),
         (targets, log_probs): (&MainTargets, &[f32]),
         weight: f64,
-        totals: &Totals,
+        (totals, company): (&Totals, &Company),
     ) -> Evaluated {
         match self {
             Self::Pairs(objective) => {
@@ -204,7 +234,7 @@ impl MainLoss {
                     (targets, log_probs),
                     reference,
                     weight,
-                    totals,
+                    (totals, company),
                 )
             }
             _ => {
@@ -313,23 +343,12 @@ fn kto(
     (targets, log_probs): (&MainTargets, &[f32]),
     reference: Option<(Vec<f64>, &Reference)>,
     weight: f64,
-    totals: &Totals,
+    (totals, company): (&Totals, &Company),
 ) -> Evaluated {
     let sums = sums_by_sequence(batch, &targets.targets.positions, log_probs);
     let (reference, divergence) = match reference {
         None => (vec![0.0; sums.len()], 0.0),
-        // A sample alone has none to be mismatched with, as can be at the end of an epoch.
-        Some((reference, _)) if batch.sequences.len() < 2 => (reference, 0.0),
-        Some((reference, frozen)) => {
-            let mixed = mismatched(batch);
-            let languages = dataset.languages();
-            let (policy, other) = (
-                answer_log_probs(model, &mixed, languages),
-                frozen.sums(&mixed, languages),
-            );
-            let moved: f64 = policy.iter().zip(&other).map(|(policy, other)| policy - other).sum();
-            (reference, (moved / mixed.sequences.len().max(1) as f64).max(0.0))
-        }
+        Some((reference, frozen)) => (reference, moved(model, frozen, dataset, batch, company)),
     };
     let share = 1.0 / totals.pairs.max(1) as f64;
     let mut evaluated = Evaluated::default();
@@ -353,4 +372,36 @@ fn kto(
     let factor = |position: &u32| by_sequence[sequence_of(batch, *position)] as f32;
     evaluated.weights = targets.targets.positions.iter().map(factor).collect();
     evaluated
+}
+
+/// The mean of `log π - log ref` over the mismatched completions of a micro-batch on all processes, at least 0. A sample alone has
+/// none to be mismatched with, as can be at the end of an epoch.
+fn moved(model: &Model, reference: &Reference, dataset: &Dataset, batch: &MicroBatch, company: &Company) -> f64 {
+    let mut whole = MicroBatch::default();
+    let mut first = 0;
+    for (rank, part) in company.of_all.iter().enumerate() {
+        if rank == company.collectives.rank() {
+            first = whole.sequences.len();
+        }
+        whole.append(part);
+    }
+    let (whole, rows) = match company.of_all.is_empty() || company.is_filler {
+        true => (batch, 0..batch.sequences.len()),
+        false => (&whole, first..first + batch.sequences.len()),
+    };
+    let count = match company.of_all.is_empty() {
+        true => batch.sequences.len(),
+        false => company.of_all.iter().map(|part| part.sequences.len()).sum(),
+    };
+    if count < 2 {
+        return 0.0;
+    }
+    let mixed = mismatched(whole, rows);
+    let languages = dataset.languages();
+    let policy = answer_log_probs(model, &mixed, languages);
+    let other = reference.sums(&mixed, languages);
+    let sum: f64 = policy.iter().zip(&other).map(|(policy, other)| policy - other).sum();
+    let mut sum = [if company.is_filler { 0.0 } else { sum }];
+    company.collectives.sum(&mut sum);
+    (sum[0] / count as f64).max(0.0)
 }

@@ -16,7 +16,9 @@ use serde::Serialize;
 use super::evaluate::{Evaluator, HELDOUT, Heldout};
 use super::main_loss::MainLoss;
 use super::metrics::EvalRow;
+use super::ranks::Deal;
 use super::setup::Base;
+use crate::collectives::Alone;
 use crate::device::{describe, device};
 use crate::error::TrainError;
 
@@ -107,7 +109,8 @@ impl<'a> Measurement<'a> {
             main: MainLoss::of(&self.recipe.objective),
             reference: None,
         });
-        let rows = rayon::scope(|_| self.evaluator.run(&model, &self.tokenizer, heldout, 0, 0.0));
+        let alone = Deal::new(&Alone, false);
+        let rows = rayon::scope(|_| self.evaluator.run(&model, &self.tokenizer, heldout, (0, 0.0), alone));
         Ok(Measured {
             rows: rows.map_err(TrainError::while_running)?,
             device: describe(&model.device, model.dtype),

@@ -8,7 +8,9 @@ use interlingua_data::dataset::Dataset;
 use interlingua_data::prepare::Prepared;
 use interlingua_recipes::{BlockInputs, Offload, Recipe};
 
+use super::ranks::{numbers, on_this_host};
 use super::setup::Base;
+use crate::collectives::Collectives;
 use crate::device::{available_bytes, kind};
 use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
@@ -35,7 +37,12 @@ pub fn facts(data: &Prepared) -> DataFacts {
 ///
 /// # Errors
 /// When a pattern of the recipe is none, its adapter does not fit the model, or the plan does not fit into `memory.budget`.
-pub fn planner(recipe: &Recipe, base: &Base, data: &Prepared) -> Result<Planner, TrainError> {
+pub fn planner(
+    recipe: &Recipe,
+    base: &Base,
+    data: &Prepared,
+    collectives: &dyn Collectives,
+) -> Result<Planner, TrainError> {
     let device = kind(recipe.model.device);
     let mut planner = Planner::new(recipe, &base.config, base.dtype(), device, Some(facts(data)))?;
     planner.settings.held = current_bytes();
@@ -43,9 +50,12 @@ pub fn planner(recipe: &Recipe, base: &Base, data: &Prepared) -> Result<Planner,
     let mut available = available_bytes(recipe.model.device);
     if device == DeviceKind::Cpu {
         // What is held is allocated already.
-        available = available.map(|available| available + planner.settings.held);
+        available = available.map(|available| available / on_this_host(collectives) as u64 + planner.settings.held);
     }
     planner.decide(recipe.memory.recompute, budget, available);
+    // All processes do the same.
+    let recompute = numbers(collectives, u64::from(planner.settings.recompute));
+    planner.settings.recompute = recompute.contains(&1);
     if let Some(budget) = budget {
         planner.check(budget)?;
     }

@@ -5,6 +5,7 @@ pub mod batch_losses;
 pub mod checkpoint;
 pub mod closed_form;
 pub mod evaluate;
+pub mod global_batch;
 pub mod loss_scale;
 pub mod main_loss;
 pub mod measurement;
@@ -12,6 +13,7 @@ pub mod memory;
 pub mod merge;
 pub mod metrics;
 pub mod plan;
+pub mod ranks;
 pub mod reference;
 pub mod run;
 pub mod selection;
@@ -19,6 +21,7 @@ pub mod setup;
 pub mod step;
 pub mod summary;
 pub mod units;
+pub mod update;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,16 +30,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use interlingua_data::prepare::Progress;
 use interlingua_recipes::Recipe;
 
+use crate::collectives::{Alone, Collectives};
 use crate::error::TrainError;
 use crate::plan::Plan;
 use metrics::{EvalRow, TrainRow};
 use summary::Summary;
 
 /// How a run is started.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct TrainOptions {
     /// Move an existing output folder aside and start anew.
     pub fresh: bool,
+    /// The processes that share the run. All of them start it with the same recipe; the first one writes the files.
+    pub collectives: Arc<dyn Collectives>,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            fresh: false,
+            collectives: Arc::new(Alone),
+        }
+    }
 }
 
 /// Set from outside to end a run after the step it is in.
@@ -127,11 +142,15 @@ pub fn train(
     stop: &StopFlag,
     observe: &mut dyn FnMut(Event),
 ) -> Result<Outcome, TrainError> {
+    let collectives = &options.collectives;
     if options.fresh
+        && collectives.rank() == 0
         && let Some(moved) = interlingua_checkpoints::run_state::move_aside(&recipe.output)?
     {
         observe(Event::Note(format!("the old output folder is now {}", moved.display())));
     }
+    // Nobody looks at the output folder before it has been moved.
+    collectives.barrier();
     let stages = recipe.stages()?;
     let count = stages.len();
     let mut last = Outcome::AlreadyFinished;
@@ -145,8 +164,8 @@ pub fn train(
             });
         }
         let outcome = match &stage.merge {
-            Some(merge) => merge::run(stage, merge, observe)?,
-            None => run::run(stage, stop, observe)?,
+            Some(merge) => ranks::first_alone(&**collectives, || merge::run(stage, merge, observe))?,
+            None => run::run(stage, collectives, stop, observe)?,
         };
         match outcome {
             Outcome::Stopped => return Ok(Outcome::Stopped),

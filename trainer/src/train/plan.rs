@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use interlingua_data::dataset::Dataset;
 use interlingua_data::order::{Order, Plan, Share};
 use interlingua_data::prepare::Prepared;
-use interlingua_recipes::{Length, Recipe};
+use interlingua_recipes::{AuxiliaryKind, Length, ObjectiveKind, Recipe};
 
 use super::auxiliary::AuxiliaryLoss;
-use super::step::StepData;
+use super::step::{RankData, StepData};
 use super::units::Units;
 use crate::error::TrainError;
 
@@ -20,19 +20,35 @@ pub struct DataPlan {
     /// Whether a step reads whole groups, so many micro-batches as they fill.
     in_groups: bool,
     notes: Vec<String>,
+    /// This process among those that share the steps, and how many they are.
+    rank: usize,
+    world: usize,
+    /// Whether some loss compares samples over all ranks.
+    compares: bool,
     /// Optimizer steps of the run.
     pub total_steps: u64,
 }
 
 impl DataPlan {
-    /// That of a recipe on its data, for a model of so many blocks.
+    /// That of a recipe on its data, for a model of so many blocks, as one of `world` processes sees it.
     ///
     /// # Errors
     /// When the data has not enough rows for a step, when a share is asked for of what has none, when no group can be used,
     /// or when an auxiliary loss has no data or no such layer.
-    pub fn of(recipe: &Recipe, blocks: usize, data: &Prepared) -> Result<Self, TrainError> {
+    pub fn of(
+        recipe: &Recipe,
+        blocks: usize,
+        data: &Prepared,
+        (rank, world): (usize, usize),
+    ) -> Result<Self, TrainError> {
         let units = Units::of(recipe);
-        let (passes, mut notes) = AuxiliaryLoss::check(recipe, blocks, data)?;
+        let (passes, mut notes) = AuxiliaryLoss::check(recipe, blocks, data, world)?;
+        let in_batch = recipe
+            .objective
+            .auxiliary
+            .iter()
+            .any(|auxiliary| matches!(auxiliary.kind, AuxiliaryKind::MiddleLayer | AuxiliaryKind::Consistency));
+        let compares = world > 1 && (in_batch || recipe.objective.kind == ObjectiveKind::Kto);
         let closed_form = recipe.adapter.is_closed_form();
         if closed_form || !recipe.objective.reads_main_data() {
             let total_steps = match closed_form {
@@ -44,6 +60,9 @@ impl DataPlan {
                 units,
                 in_groups: false,
                 notes,
+                rank,
+                world,
+                compares,
                 total_steps,
             });
         }
@@ -52,7 +71,7 @@ impl DataPlan {
         if let Length::Steps(steps) = recipe.train.length() {
             main.train.steps = Some(units.main_steps_in(steps).max(1));
         }
-        let (order, main_steps) = Order::for_recipe(&main, &data.train, 1)?;
+        let (order, main_steps) = Order::for_recipe(&main, &data.train, world)?;
         let total_steps = match recipe.train.length() {
             Length::Steps(steps) => steps,
             Length::Tokens(_) | Length::Epochs(_) => units.steps_for(main_steps),
@@ -63,6 +82,9 @@ impl DataPlan {
             units,
             in_groups: recipe.data.parallel.is_some(),
             notes,
+            rank,
+            world,
+            compares,
             total_steps,
         })
     }
@@ -77,7 +99,7 @@ impl DataPlan {
         let steps = self.units.main_steps_in(self.total_steps);
         let order = self.order.as_ref();
         order
-            .map(|order| order.plan_shares(train, steps, 1))
+            .map(|order| order.plan_shares(train, steps, self.world))
             .unwrap_or_default()
     }
 
@@ -89,28 +111,39 @@ impl DataPlan {
     /// Shares asked and reached at a step, counted from 0; empty when the recipe asks for none.
     pub fn shares(&self, step: u64) -> BTreeMap<String, Share> {
         let main_step = self.units.main_steps_in(step + 1).checked_sub(1);
-        let shares = main_step.and_then(|step| self.order.as_ref()?.shares(step, 1));
+        let shares = main_step.and_then(|step| self.order.as_ref()?.shares(step, self.world));
         shares.map(|shares| shares.by).unwrap_or_default()
     }
 
-    /// The micro-batches of a step, counted from 0: those of the main loss, and those of auxiliary losses with data of their
-    /// own.
+    /// What this process reads in a step, counted from 0: micro-batches of the main loss, and those of auxiliary losses with data of
+    /// their own; and the same of all processes, where a loss compares their samples.
     pub fn step(&self, train: &Dataset, auxiliary: &[AuxiliaryLoss], step: u64) -> StepData {
-        let counters = self.units.main(step);
+        let own = self.of_rank(train, auxiliary, step, self.rank);
+        let ranks = 0..if self.compares { self.world } else { 0 };
+        StepData {
+            all: ranks.map(|rank| self.of_rank(train, auxiliary, step, rank)).collect(),
+            own,
+        }
+    }
+
+    fn of_rank(&self, train: &Dataset, auxiliary: &[AuxiliaryLoss], step: u64, rank: usize) -> RankData {
+        let (counters, world) = (self.units.main(step), self.world);
         let main = match &self.order {
             None => Vec::new(),
             Some(_) if counters.is_empty() => Vec::new(),
-            Some(order) if self.in_groups => order.micro_batches(train, self.units.main_steps_before(step), 0, 1),
+            Some(order) if self.in_groups => {
+                order.micro_batches(train, self.units.main_steps_before(step), rank, world)
+            }
             Some(order) => counters
                 .into_iter()
-                .map(|counter| order.micro_batch_at(train, counter, 0, 1))
+                .map(|counter| order.micro_batch_at(train, counter, rank, world))
                 .collect(),
         };
         let auxiliary = auxiliary.iter().enumerate();
-        StepData {
+        RankData {
             main,
             auxiliary: auxiliary
-                .map(|(index, loss)| loss.units(&self.units.auxiliary(index, step)))
+                .map(|(index, loss)| loss.units(&self.units.auxiliary(index, step), rank, world))
                 .collect(),
         }
     }

@@ -12,6 +12,7 @@ use interlingua_data::batch::MicroBatch;
 use interlingua_data::dataset::Dataset;
 use interlingua_recipes::{Recipe, ReferenceAdapter};
 
+use super::ranks::Deal;
 use super::setup::{Base, load_for_inference};
 use super::step::inputs_and_targets;
 use crate::adapters::attach::{Placement, attach};
@@ -49,9 +50,18 @@ impl Reference {
     /// The log-probabilities of all samples of a dataset in place of the model, read from the output folder where an earlier
     /// start of the run has left them; `name` tells datasets apart.
     ///
+    /// `deal`: the processes that share the work; the first one writes the file.
+    ///
     /// # Errors
     /// When the output folder cannot be written.
-    pub fn cached(&self, recipe: &Recipe, dataset: &Dataset, name: &str) -> Result<Self, TrainError> {
+    pub fn cached(
+        &self,
+        recipe: &Recipe,
+        dataset: &Dataset,
+        name: &str,
+        deal: Deal,
+        is_first: bool,
+    ) -> Result<Self, TrainError> {
         let Self::Model(model) = &self else {
             return Ok(self.clone());
         };
@@ -64,27 +74,43 @@ impl Reference {
             })
             .collect();
         let fingerprint = fingerprint(dataset);
-        if let Ok(file) = TensorsFile::open(&path)
-            && let Some(values) = file.read_f32(&fingerprint, &[keys.len()], "")?
-        {
+        let known = match TensorsFile::open(&path) {
+            Ok(file) => file.read_f32(&fingerprint, &[keys.len()], "")?,
+            Err(_) => None,
+        };
+        // Where one of them does not see the file, all of them compute.
+        let mut missing = [f64::from(u8::from(known.is_none()))];
+        deal.add_up(&mut missing);
+        if let Some(values) = known.filter(|_| missing[0] == 0.0) {
             return Ok(Self::Cached(
                 keys.into_iter().zip(values.into_iter().map(f64::from)).collect(),
             ));
         }
-        let mut sums = Vec::with_capacity(keys.len());
+        let mut batches = Vec::new();
         let mut open = MicroBatch::default();
         for sample in 0..dataset.len() {
             if open.tokens() + dataset.length(sample) > BATCH_TOKENS && open.tokens() > 0 {
-                sums.extend(answer_log_probs(model, &std::mem::take(&mut open), dataset.languages()));
+                batches.push(std::mem::take(&mut open));
             }
             open.push_sample(dataset, sample);
         }
         if open.tokens() > 0 {
-            sums.extend(answer_log_probs(model, &open, dataset.languages()));
+            batches.push(open);
         }
+        let mut sums = Vec::with_capacity(keys.len());
+        for (number, batch) in batches.iter().enumerate() {
+            if deal.is_mine(number) {
+                sums.extend(answer_log_probs(model, batch, dataset.languages()));
+            } else {
+                sums.resize(sums.len() + batch.sequences.len(), 0.0);
+            }
+        }
+        deal.add_up(&mut sums);
         let values: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
         let tensor = HostTensor::from_f32(vec![values.len()], &values);
-        write_tensors(&path, &[(fingerprint, tensor)].into())?;
+        if is_first {
+            write_tensors(&path, &[(fingerprint, tensor)].into())?;
+        }
         // What was written is what later starts read, so this one counts with the same digits.
         Ok(Self::Cached(
             keys.into_iter().zip(values.into_iter().map(f64::from)).collect(),

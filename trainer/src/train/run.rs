@@ -1,6 +1,6 @@
 //! One stage: from an output folder as it stands to a finished run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,16 +16,20 @@ use interlingua_recipes::{AuxiliaryKind, Recipe};
 use super::auxiliary::{AuxiliaryLoss, anchor};
 use super::checkpoint::{self, RunState};
 use super::evaluate::{Evaluator, Heldout, improves};
+use super::global_batch::GlobalBatch;
 use super::loss_scale::LossScale;
 use super::main_loss::MainLoss;
 use super::metrics::{EventRow, Metrics, Row, TrainRow};
 use super::plan::DataPlan;
+use super::ranks::{self, Deal, agree};
 use super::reference::{Reference, check, reference};
 use super::selection::Selection;
 use super::setup::Base;
 use super::step::{Accumulated, Losses, StepData, StepKey, not_finite};
 use super::summary::Summary;
+use super::update::Update;
 use super::{Event, Outcome, Started, StopFlag, memory};
+use crate::collectives::Collectives;
 use crate::device::{compiles_into, describe};
 use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
@@ -49,23 +53,34 @@ struct Run<'a> {
     trained: Vec<ParameterId>,
     model: Model,
     optimizer: AdamW,
+    update: Update,
+    collectives: &'a Arc<dyn Collectives>,
+    /// Whether passes of the model need all processes.
+    together: bool,
     state: RunState,
-    metrics: Metrics,
+    /// The first process's.
+    metrics: Option<Metrics>,
     /// The step of the last evaluation.
     evaluated: Option<u64>,
     start: Instant,
 }
 
 /// Trains one stage, from its last checkpoint where there is one.
-pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> Result<Outcome, TrainError> {
-    let saved = check_output(recipe)?;
-    let (latest, corrupt) = run_state::latest_valid(&recipe.output)?;
-    for corrupt in corrupt {
-        let (path, reason) = (corrupt.path.display(), corrupt.reason);
-        observe(Event::Note(format!(
-            "{path} is damaged ({reason}) and is passed over; the run goes on from the one before"
-        )));
-    }
+pub fn run(
+    recipe: &Recipe,
+    collectives: &Arc<dyn Collectives>,
+    stop: &StopFlag,
+    observe: &mut dyn FnMut(Event),
+) -> Result<Outcome, TrainError> {
+    let (rank, world) = (collectives.rank(), collectives.world_size());
+    let latest = latest(recipe, &**collectives, observe)?;
+    let batch = match &latest {
+        Some((_, path)) => checkpoint::global_batch(path)?,
+        None => GlobalBatch::of(recipe, world),
+    };
+    let is_resumed = check_output(recipe, latest.is_some())?;
+    let (recipe, note) = &batch.go_on(recipe, world)?;
+    note.iter().for_each(|note| observe(Event::Note(note.clone())));
     let base = Base::open(recipe)?;
     let tokenizer = base.tokenizer(recipe)?;
     working_on(c"the data");
@@ -77,7 +92,7 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         &cache::default_folder(),
         &mut progress,
     )?;
-    let plan = DataPlan::of(recipe, base.config.num_hidden_layers, &data)?;
+    let plan = DataPlan::of(recipe, base.config.num_hidden_layers, &data, (rank, world))?;
     data.report.notes.extend(plan.notes());
     data.report.notes.extend(check(recipe, &base)?);
     notes_on(&data.report)
@@ -91,7 +106,7 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         return Ok(Outcome::AlreadyFinished);
     }
 
-    let planner = memory::planner(recipe, &base, &data)?;
+    let planner = memory::planner(recipe, &base, &data, &**collectives)?;
     let memory_plan = planner.plan();
     observe(Event::Planned(Box::new(memory_plan.clone())));
     memory::cap(recipe);
@@ -99,42 +114,62 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
     working_on(c"the weights of the model");
     let mut model = base.load(recipe, &selection, &data)?;
     let trained = selection.all(&model);
+    let together = false;
     let mut optimizer = AdamW::of(&recipe.optimizer);
     let evaluator = Evaluator::new(recipe, &tokenizer, &base.config)?;
     // Before a checkpoint is put in: the reference is the model as at step 0.
     let keeping = memory::keeping(recipe, &planner);
-    let mut losses = losses(recipe, &base, &model, &data, keeping)?;
+    let mut losses = losses(recipe, &base, &model, &data, keeping, collectives)?;
+    let update = Update::new(recipe.distributed.strategy, collectives.clone());
     let mut state = match &latest {
         Some((step, path)) => {
             observe(Event::Note(format!(
                 "going on after step {step}, from {}",
                 path.display()
             )));
-            checkpoint::restore(path, &mut model, &trained, &mut optimizer)?
+            checkpoint::restore(path, &mut model, &trained, &mut optimizer, update.own_piece())?
         }
-        None => RunState::default(),
+        None => RunState {
+            batch,
+            ..RunState::default()
+        },
     };
     if model.dtype == DType::F16 {
         state.loss_scale.get_or_insert_default();
     }
 
-    // From here on files are written.
-    if saved.is_none() {
-        std::fs::create_dir_all(&recipe.output).map_err(|source| TrainError::io(&recipe.output, source))?;
+    // From here on files are written, by the first process.
+    let mut metrics = None;
+    let mut evaluated = None;
+    if rank == 0 {
+        if !is_resumed {
+            std::fs::create_dir_all(&recipe.output).map_err(|source| TrainError::io(&recipe.output, source))?;
+        }
+        run_state::remove_partials(&recipe.output)?;
+        write_atomically(&recipe.output.join("recipe.toml"), recipe.to_toml()?.as_bytes())?;
+        memory::write(&memory_plan, &recipe.output)?;
+        let (opened, rows) = Metrics::open(&recipe.output, state.step)?;
+        let evaluations = rows.iter().filter(|row| matches!(row, Row::Eval(_)));
+        evaluated = evaluations.map(Row::step).max();
+        metrics = Some(opened);
+        // The summary of an earlier end no longer holds.
+        Summary::remove(&recipe.output)?;
     }
-    run_state::remove_partials(&recipe.output)?;
-    write_atomically(&recipe.output.join("recipe.toml"), recipe.to_toml()?.as_bytes())?;
-    memory::write(&memory_plan, &recipe.output)?;
-    let (metrics, rows) = Metrics::open(&recipe.output, state.step)?;
-    let evaluated = rows
-        .iter()
-        .filter(|row| matches!(row, Row::Eval(_)))
-        .map(Row::step)
-        .max();
-    // The summary of an earlier end no longer holds.
-    Summary::remove(&recipe.output)?;
+    // 0 says that there is none, as steps are counted from 1 on.
+    let evaluated = agree(&**collectives, evaluated.map_or(0, |step| step + 1)).checked_sub(1);
+    if !recipe.output.is_dir() {
+        let problem = format!(
+            "{}: the first process has made this output folder, and this one does not see it; all hosts of a run need a file system \
+             that they share for its output",
+            recipe.output.display()
+        );
+        if update.is_cut() {
+            return Err(TrainError::Setup(problem));
+        }
+        observe(Event::Note(problem));
+    }
     if recipe.reference.as_ref().is_some_and(|reference| reference.cache) {
-        losses.cache_reference(recipe, &data)?;
+        losses.cache_reference(recipe, &data, Deal::new(&**collectives, together))?;
     }
     let run = Run {
         recipe,
@@ -148,6 +183,9 @@ pub fn run(recipe: &Recipe, stop: &StopFlag, observe: &mut dyn FnMut(Event)) -> 
         trained,
         model,
         optimizer,
+        update,
+        collectives,
+        together,
         state,
         metrics,
         evaluated,
@@ -174,16 +212,50 @@ fn notes_on(report: &Report) -> Vec<String> {
     report.notes.iter().cloned().chain(skipped).chain(dropped).collect()
 }
 
-/// The recipe that the output folder was made with; an error when it is another one.
-fn check_output(recipe: &Recipe) -> Result<Option<Recipe>, TrainError> {
+/// The checkpoint to go on from, as the first process finds it, by its step.
+fn latest(
+    recipe: &Recipe,
+    collectives: &dyn Collectives,
+    observe: &mut dyn FnMut(Event),
+) -> Result<Option<(u64, PathBuf)>, TrainError> {
+    if collectives.rank() == 0 {
+        let (latest, corrupt) = run_state::latest_valid(&recipe.output)?;
+        for corrupt in corrupt {
+            let (path, reason) = (corrupt.path.display(), corrupt.reason);
+            observe(Event::Note(format!(
+                "{path} is damaged ({reason}) and is passed over; the run goes on from the one before"
+            )));
+        }
+        // Steps are at least 1 where there is a checkpoint of some, and a run of none saves at 0.
+        agree(collectives, latest.as_ref().map_or(0, |(step, _)| step + 1));
+        return Ok(latest);
+    }
+    let Some(step) = agree(collectives, 0).checked_sub(1) else {
+        return Ok(None);
+    };
+    let path = run_state::checkpoint(&recipe.output, step);
+    if !path.is_dir() {
+        return Err(TrainError::Setup(format!(
+            "the run goes on from {}, which this process does not see; all hosts of a run need a file system that they share for its \
+             output",
+            path.display()
+        )));
+    }
+    Ok(Some((step, path)))
+}
+
+/// Whether the output folder belongs to this recipe already; an error when it belongs to another one. `dealt`: the keys that say
+/// how a step's rows are dealt are compared elsewhere.
+fn check_output(recipe: &Recipe, dealt: bool) -> Result<bool, TrainError> {
     let path = recipe.output.join("recipe.toml");
     if !path.is_file() {
-        return Ok(None);
+        return Ok(false);
     }
     let saved = Recipe::load(&path, &[])?;
-    let conflicts = recipe.resume_conflicts(&saved)?;
+    let mut conflicts = recipe.resume_conflicts(&saved)?;
+    conflicts.retain(|key| !(dealt && ["train.batch_size", "train.gradient_accumulation"].contains(&key.as_str())));
     if conflicts.is_empty() {
-        return Ok(Some(saved));
+        return Ok(true);
     }
     Err(TrainError::Setup(format!(
         "{}: this output folder belongs to a run with other values of {}; choose another `output`, or start anew with \
@@ -200,6 +272,7 @@ fn losses(
     model: &Model,
     data: &Prepared,
     keeping: Keeping,
+    collectives: &Arc<dyn Collectives>,
 ) -> Result<Losses, TrainError> {
     let objective = &recipe.objective;
     let frozen = |needed: bool| {
@@ -225,23 +298,25 @@ fn losses(
         dropout: objective.dropout.unwrap_or(true),
         heldout_reference: reference.clone(),
         reference,
-        auxiliary: AuxiliaryLoss::prepare(recipe, model, data)?,
+        auxiliary: AuxiliaryLoss::prepare(recipe, model, data, collectives.world_size())?,
         initial,
         anchor: anchor(recipe),
         keeping,
+        collectives: collectives.clone(),
     })
 }
 
 impl Losses {
     /// Asks the reference about every sample once, and lets it go.
-    fn cache_reference(&mut self, recipe: &Recipe, data: &Prepared) -> Result<(), TrainError> {
+    fn cache_reference(&mut self, recipe: &Recipe, data: &Prepared, deal: Deal) -> Result<(), TrainError> {
         let Some(reference) = self.reference.take() else {
             return Ok(());
         };
         let heldout = data.heldout.as_ref();
-        let heldout = heldout.map(|heldout| reference.cached(recipe, heldout, "heldout"));
+        let is_first = self.collectives.rank() == 0;
+        let heldout = heldout.map(|heldout| reference.cached(recipe, heldout, "heldout", deal, is_first));
         self.heldout_reference = heldout.transpose()?;
-        self.reference = Some(reference.cached(recipe, &data.train, "train")?);
+        self.reference = Some(reference.cached(recipe, &data.train, "train", deal, is_first)?);
         Ok(())
     }
 }
@@ -259,7 +334,9 @@ impl Run<'_> {
             self.evaluate(evaluator, observe)?;
         }
         while self.state.step < self.total_steps && !self.state.stopped_early {
-            if stop.is_set() {
+            // A signal may have reached some of the processes only.
+            let asked = ranks::numbers(&**self.collectives, u64::from(stop.is_set()));
+            if asked.into_iter().any(|asked| asked > 0) {
                 self.save(observe)?;
                 return Ok(Outcome::Stopped);
             }
@@ -278,14 +355,18 @@ impl Run<'_> {
             self.evaluate(evaluator, observe)?;
         }
         self.save(observe)?;
-        // The rows of a long run are many, so they are read back rather than kept.
-        let rows = self.metrics.read()?;
-        let mut summary = Summary::of_rows(&rows, true, self.state.stopped_early);
-        summary.shares = self.plan.shares_of_the_run(&self.data.train);
-        let (recipe, base) = (self.recipe, &self.base);
-        write_results(recipe, base, &self.model, &self.selection, &summary)?;
-        summary.write(&self.recipe.output)?;
-        observe(Event::Finished(Box::new(summary)));
+        if let Some(metrics) = &self.metrics {
+            // The rows of a long run are many, so they are read back rather than kept.
+            let rows = metrics.read()?;
+            let mut summary = Summary::of_rows(&rows, true, self.state.stopped_early);
+            summary.shares = self.plan.shares_of_the_run(&self.data.train);
+            let (recipe, base) = (self.recipe, &self.base);
+            write_results(recipe, base, &self.model, &self.selection, &summary)?;
+            summary.write(&self.recipe.output)?;
+            observe(Event::Finished(Box::new(summary)));
+        }
+        // What follows reads the results.
+        self.collectives.barrier();
         Ok(Outcome::Finished)
     }
 
@@ -334,7 +415,7 @@ impl Run<'_> {
     }
 
     fn time(&self) -> f64 {
-        self.metrics.time_before + self.start.elapsed().as_secs_f64()
+        self.metrics.as_ref().map_or(0.0, |metrics| metrics.time_before) + self.start.elapsed().as_secs_f64()
     }
 
     /// One optimizer step.
@@ -349,6 +430,8 @@ impl Run<'_> {
         let (passed, grad_norm, rate) = rayon::scope(|_| self.compute(&data))?;
         self.state.step += 1;
 
+        let peak = ranks::numbers(&**self.collectives, peak_bytes_on(&self.model.device));
+        let peak = peak.into_iter().max().unwrap_or(0);
         let seconds = start.elapsed().as_secs_f64();
         let row = TrainRow {
             step: self.state.step,
@@ -361,7 +444,7 @@ impl Run<'_> {
             learning_rate: rate,
             tokens_per_second: passed.tokens_total as f64 / seconds,
             step_seconds: seconds,
-            memory_bytes: peak_bytes_on(&self.model.device),
+            memory_bytes: peak,
             loss_scale,
             skipped_steps: self.state.loss_scale.map(|loss_scale| loss_scale.skipped_steps),
             rewards: passed.rewards,
@@ -369,7 +452,12 @@ impl Run<'_> {
             by_language: passed.by_language,
         };
         observe(Event::Step(row.clone()));
-        self.metrics.write(&Row::Train(row))
+        self.write(&Row::Train(row))
+    }
+
+    /// Appends a row to the metrics, on the first process.
+    fn write(&mut self, row: &Row) -> Result<(), TrainError> {
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(row))
     }
 
     /// Forward and backward passes, clipping and update: the totals, the norm of the gradients before clipping, and the
@@ -387,7 +475,9 @@ impl Run<'_> {
         let (model, train) = (&self.model, &self.data.train);
         let mut passed = self.losses.accumulate(model, train, data, key, scale)?;
         passed.gradients.unscale();
-        let grad_norm = passed.gradients.norm();
+        let gradients = std::mem::take(&mut passed.gradients);
+        let mut reduced = self.update.reduce(&model.parameters, gradients);
+        let grad_norm = self.update.norm(&reduced);
         // The schedule stands still in a skipped step, as in Transformers.
         let rate = learning_rate(
             &recipe.schedule,
@@ -399,15 +489,16 @@ impl Run<'_> {
             if self.state.loss_scale.as_mut().is_some_and(LossScale::back_off) {
                 return Ok((passed, f64::NAN, rate));
             }
-            return Err(not_finite("gradient", train, &data.main, step));
+            return Err(not_finite("gradient", train, &data.own.main, step));
         }
         if let Some(loss_scale) = &mut self.state.loss_scale {
             loss_scale.keep();
         }
         if recipe.optimizer.max_grad_norm > 0.0 {
-            passed.gradients.clip(grad_norm, recipe.optimizer.max_grad_norm);
+            reduced.gradients.clip(grad_norm, recipe.optimizer.max_grad_norm);
         }
-        self.optimizer.step(&mut self.model.parameters, &passed.gradients, rate);
+        let parameters = &mut self.model.parameters;
+        self.update.step(&mut self.optimizer, parameters, &reduced, rate);
         Ok((passed, grad_norm, rate))
     }
 
@@ -418,14 +509,15 @@ impl Run<'_> {
             reference: self.losses.heldout_reference.as_ref(),
         });
         let (model, tokenizer, step, time) = (&self.model, &self.tokenizer, self.state.step, self.time());
+        let deal = Deal::new(&**self.collectives, self.together);
         working_on(c"an evaluation");
-        let rows = rayon::scope(|_| evaluator.run(model, tokenizer, heldout, step, time))?;
+        let rows = rayon::scope(|_| evaluator.run(model, tokenizer, heldout, (step, time), deal))?;
         let metric = self.recipe.train.early_stop.metric;
         // The first task that measures the metric decides.
         let value = rows.iter().find_map(|row| row.mean.get(metric.name()).copied());
         for row in rows {
             observe(Event::Evaluated(row.clone()));
-            self.metrics.write(&Row::Eval(row))?;
+            self.write(&Row::Eval(row))?;
         }
         self.evaluated = Some(step);
         let patience = self.recipe.train.early_stop.patience;
@@ -444,23 +536,39 @@ impl Run<'_> {
                 );
                 observe(Event::Note(event.clone()));
                 let (step, time) = (self.state.step, self.time());
-                self.metrics.write(&Row::Event(EventRow { step, time, event }))?;
+                self.write(&Row::Event(EventRow { step, time, event }))?;
             }
         }
         Ok(())
     }
 
+    /// Saves a checkpoint: the first process what is the same on all of them, and each what it alone has.
     fn save(&mut self, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         let output: &Path = &self.recipe.output;
+        let (collectives, step) = (&**self.collectives, self.state.step);
         working_on(c"a checkpoint");
-        let path = run_state::save(output, self.state.step, |folder| {
-            checkpoint::write(folder, &self.model, &self.trained, &self.optimizer, &self.state)
-        })?;
-        run_state::prune(output, self.recipe.train.keep_checkpoints)?;
-        observe(Event::Checkpoint {
-            step: self.state.step,
-            path,
-        });
+        let write = |folder: &Path| {
+            let run = (&self.model, &self.trained[..], &self.optimizer);
+            checkpoint::write(folder, run, &self.state, self.update.own_piece())
+        };
+        if collectives.rank() == 0 {
+            let path = run_state::save(output, step, |folder| {
+                // The folder is there; and then, all have written into it.
+                collectives.barrier();
+                write(folder)?;
+                collectives.barrier();
+                Ok::<_, TrainError>(())
+            })?;
+            run_state::prune(output, self.recipe.train.keep_checkpoints)?;
+            observe(Event::Checkpoint { step, path });
+        } else {
+            collectives.barrier();
+            if self.update.is_cut() {
+                write(&run_state::partial(output, step))?;
+            }
+            collectives.barrier();
+        }
+        collectives.barrier();
         Ok(())
     }
 }

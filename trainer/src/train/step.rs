@@ -1,15 +1,17 @@
 //! One optimizer step: the main loss over its micro-batches, and the auxiliary losses, forward and backward.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use interlingua_data::batch::{MicroBatch, Sequence};
 use interlingua_data::dataset::Dataset;
 
-use super::auxiliary::{AuxiliaryLoss, PairUnit, pool, unpool};
-use super::batch_losses::{BatchLosses, Feedback};
-use super::main_loss::{Evaluated, MainLoss, MainTargets, Totals, boundaries};
+use super::auxiliary::{AuxiliaryLoss, PairUnit, UnitsOfStep, pool, unpool};
+use super::batch_losses::{BatchLosses, Feedback, Turn};
+use super::main_loss::{Company, Evaluated, MainLoss, MainTargets, Totals, boundaries};
 use super::metrics::{LanguageLoss, Rewards};
 use super::reference::{Reference, sequence_of, sums_by_sequence};
+use crate::collectives::Collectives;
 use crate::engine::forward::Forward;
 use crate::engine::gradients::Gradients;
 use crate::engine::head::{Targets, log_probs, log_probs_with_gradient};
@@ -40,18 +42,30 @@ pub struct Losses {
     pub anchor: Option<String>,
     /// What forward passes keep for the backward pass.
     pub keeping: Keeping,
+    /// The processes that share the step.
+    pub collectives: Arc<dyn Collectives>,
 }
 
 /// The data of a step.
+#[derive(Default)]
 pub struct StepData {
-    /// Micro-batches of the main data.
+    /// What this process reads.
+    pub own: RankData,
+    /// What each process reads, by rank, where there are several and a loss compares the samples of all; else empty.
+    pub all: Vec<RankData>,
+}
+
+/// What one process reads in a step.
+#[derive(Default)]
+pub struct RankData {
+    /// Micro-batches of the main data; equally many on every rank, so that some can be empty.
     pub main: Vec<MicroBatch>,
     /// Micro-batches of pairs, for each auxiliary loss.
     pub auxiliary: Vec<Vec<PairUnit>>,
 }
 
-impl StepData {
-    /// All tokens that the step reads.
+impl RankData {
+    /// All tokens of it.
     fn tokens(&self) -> u64 {
         let main: usize = self.main.iter().map(MicroBatch::tokens).sum();
         let auxiliary: u64 = self.auxiliary.iter().flatten().map(PairUnit::tokens).sum();
@@ -124,9 +138,10 @@ pub fn dropout_inputs(
 }
 
 impl Losses {
-    /// Runs all micro-batches of a step. Losses are normalised over the whole step: token losses by supervised tokens, pair
-    /// losses by pairs, contrastive ones by anchors. `loss_scale`: what gradients are multiplied by where backward passes
-    /// begin; they come back with it.
+    /// Runs this process's micro-batches of a step. Losses are normalised over the whole step, all processes included: token
+    /// losses by supervised tokens, pair losses by pairs, contrastive ones by anchors. What comes back is the sum over all
+    /// processes, but for the gradients, which are this one's. `loss_scale`: what gradients are multiplied by where backward
+    /// passes begin; they come back with it.
     ///
     /// # Errors
     /// When the loss is not a finite number.
@@ -143,24 +158,27 @@ impl Losses {
             loss: 0.0,
             losses: BTreeMap::new(),
             tokens: 0,
-            tokens_total: data.tokens(),
+            tokens_total: data.own.tokens(),
             rewards: None,
             by_language: BTreeMap::new(),
         };
-        let batches: Vec<MicroBatch> = data
-            .main
-            .iter()
-            .filter(|batch| !batch.sequences.is_empty())
-            .cloned()
-            .collect();
-        self.main_data(model, dataset, &batches, key, &mut sum);
-        for (auxiliary, units) in self.auxiliary.iter().zip(&data.auxiliary) {
+        let (turns, totals) = self.turns(dataset, data);
+        self.main_data(model, dataset, &turns, &totals, key, &mut sum);
+        for (index, (auxiliary, units)) in self.auxiliary.iter().zip(&data.own.auxiliary).enumerate() {
             if !units.is_empty() {
+                let of_all = data
+                    .all
+                    .iter()
+                    .map(|data| &data.auxiliary[index][..])
+                    .collect::<Vec<_>>();
+                let units = UnitsOfStep { own: units, of_all };
                 let (initial, gradients) = (self.initial.as_ref(), &mut sum.gradients);
-                let terms = auxiliary.accumulate(model, initial, units, self.keeping, key, gradients);
+                let pass = (self.keeping, key, &*self.collectives);
+                let terms = auxiliary.accumulate(model, initial, &units, pass, gradients);
                 sum.losses.extend(terms);
             }
         }
+        self.add_up(&mut sum);
         let weight = |name: &str| match self.auxiliary.iter().find(|auxiliary| auxiliary.name == name) {
             Some(auxiliary) => auxiliary.weight,
             None if name == self.name => self.weight,
@@ -169,25 +187,77 @@ impl Losses {
         };
         sum.loss = sum.losses.iter().map(|(name, value)| weight(name) * value).sum();
         if !sum.loss.is_finite() {
-            return Err(not_finite("loss", dataset, &data.main, key.step));
+            return Err(not_finite("loss", dataset, &data.own.main, key.step));
         }
         Ok(sum)
     }
 
+    /// The micro-batches of the main data that some process has something in, and what their losses are divided by. All
+    /// processes have equally many, so that what they do together is in step: one that has nothing computes a filler, which
+    /// counts nothing.
+    fn turns(&self, dataset: &Dataset, data: &StepData) -> (Vec<Turn>, Totals) {
+        let mut totals = Totals::default();
+        let own = &data.own.main;
+        own.iter()
+            .for_each(|batch| self.main.count(dataset, batch, &mut totals));
+        let mut counts = vec![
+            totals.tokens as f64,
+            totals.pairs as f64,
+            totals.likelihood_tokens as f64,
+        ];
+        let is_there = |batch: &MicroBatch| f64::from(u8::from(!batch.sequences.is_empty()));
+        counts.extend(own.iter().map(is_there));
+        self.collectives.sum(&mut counts);
+        let turns = own.iter().enumerate().filter(|(index, _)| counts[3 + index] > 0.0);
+        let turns = turns.map(|(index, batch)| {
+            let is_filler = batch.sequences.is_empty();
+            Turn {
+                batch: if is_filler { self.main.filler() } else { batch.clone() },
+                is_filler,
+                of_all: data.all.iter().map(|data| data.main[index].clone()).collect(),
+            }
+        });
+        let turns = turns.collect();
+        let totals = Totals {
+            tokens: counts[0] as u64,
+            pairs: counts[1] as u64,
+            likelihood_tokens: counts[2] as u64,
+        };
+        (turns, totals)
+    }
+
+    /// Adds up over all processes what the metrics say of a step.
+    fn add_up(&self, sum: &mut Accumulated) {
+        let mut values: Vec<f64> = sum.losses.values().copied().collect();
+        values.push(sum.tokens_total as f64);
+        self.collectives.sum(&mut values);
+        sum.tokens_total = values.pop().unwrap_or(0.0) as u64;
+        sum.losses
+            .values_mut()
+            .zip(values)
+            .for_each(|(loss, value)| *loss = value);
+    }
+
     /// The main loss, and the auxiliary losses on its batches.
-    fn main_data(&self, model: &Model, dataset: &Dataset, batches: &[MicroBatch], key: StepKey, sum: &mut Accumulated) {
-        if batches.is_empty() {
+    fn main_data(
+        &self,
+        model: &Model,
+        dataset: &Dataset,
+        turns: &[Turn],
+        totals: &Totals,
+        key: StepKey,
+        sum: &mut Accumulated,
+    ) {
+        if turns.is_empty() {
             return;
         }
-        let on_batch = BatchLosses::new(&self.auxiliary, dataset, self.anchor.as_deref(), batches);
-        let mut totals = Totals::default();
-        for batch in batches {
-            self.main.count(dataset, batch, &mut totals);
-        }
+        let collectives = &*self.collectives;
+        let on_batch = BatchLosses::new(&self.auxiliary, dataset, self.anchor.as_deref(), turns, collectives);
         sum.tokens = totals.tokens;
-        let prepared: Vec<(&MicroBatch, Inputs, MainTargets)> = batches
+        let prepared: Vec<(&Turn, Inputs, MainTargets)> = turns
             .iter()
-            .map(|batch| {
+            .map(|turn| {
+                let batch = &turn.batch;
                 let boundaries = boundaries(batch);
                 let samples: Vec<u64> = batch.sequences.iter().map(|sequence| sequence.sample).collect();
                 let inputs = if self.dropout {
@@ -196,28 +266,31 @@ impl Losses {
                     inputs(model, batch, dataset.languages())
                 };
                 let targets = self.main.targets(dataset, batch, &boundaries, on_batch.reads_options());
-                (batch, inputs, targets)
+                (turn, inputs, targets)
             })
             .collect();
         let mut feedback = on_batch.over_the_step(model, &prepared, &mut sum.losses);
         let mut tally = Tally::default();
         let mut loss = 0.0;
-        for ((batch, inputs, targets), feedback) in prepared.iter().zip(&mut feedback) {
+        for ((turn, inputs, targets), feedback) in prepared.iter().zip(&mut feedback) {
             let evaluated = self.micro_batch(
                 model,
                 dataset,
-                (batch, inputs, targets),
-                &totals,
+                (turn, inputs, targets),
+                totals,
                 &on_batch,
                 feedback,
                 sum,
             );
-            loss += evaluated.loss;
-            tally.add(dataset, batch, targets, &evaluated.samples);
+            if !turn.is_filler {
+                loss += evaluated.loss;
+                tally.add(dataset, &turn.batch, targets, &evaluated.samples);
+            }
         }
         if self.main != MainLoss::None {
             sum.losses.insert(self.name.to_owned(), loss);
         }
+        tally.add_up(dataset.languages(), collectives);
         (sum.by_language, sum.rewards) = tally.finish(!self.main.is_linear());
     }
 
@@ -230,12 +303,13 @@ impl Losses {
         &self,
         model: &Model,
         dataset: &Dataset,
-        (batch, inputs, targets): (&MicroBatch, &Inputs, &MainTargets),
+        (turn, inputs, targets): (&Turn, &Inputs, &MainTargets),
         totals: &Totals,
         on_batch: &BatchLosses,
         feedback: &mut Feedback,
         sum: &mut Accumulated,
     ) -> Evaluated {
+        let batch = &turn.batch;
         let last = model.blocks.len();
         let reads_head = self.main != MainLoss::None || on_batch.reads_options();
         let mut wanted: Vec<usize> = on_batch.layers().collect();
@@ -248,7 +322,7 @@ impl Losses {
         if !on_batch.is_empty() {
             let positions = &targets.targets.positions;
             on_batch.over_a_batch(
-                batch,
+                turn,
                 |numbers, layer| pool(numbers, forward.hidden(layer), inputs),
                 || sums_by_sequence(batch, positions, early.as_deref().unwrap_or_default()),
                 feedback,
@@ -261,8 +335,13 @@ impl Losses {
             let (reference, whole) = (self.reference.as_ref(), (dataset, batch));
             let evaluate = |log_probs: &[f32]| {
                 let models = (model, reference);
+                let company = Company {
+                    of_all: &turn.of_all,
+                    collectives: &*self.collectives,
+                    is_filler: turn.is_filler,
+                };
                 self.main
-                    .evaluate(models, whole, (targets, log_probs), self.weight, totals)
+                    .evaluate(models, whole, (targets, log_probs), self.weight, (totals, &company))
             };
             let mut weights = match &early {
                 Some(log_probs) => {
@@ -277,7 +356,7 @@ impl Losses {
             for (weight, position) in weights.iter_mut().zip(&targets.targets.positions) {
                 let sequence = sequence_of(batch, *position);
                 *weight -= feedback.by_sequence.get(sequence).copied().unwrap_or(0.0) as f32;
-                *weight *= scale;
+                *weight *= if turn.is_filler { 0.0 } else { scale };
             }
             let (hidden, token_keys) = (forward.hidden(last), inputs.token_keys.as_deref());
             let gradients = &mut sum.gradients;
@@ -289,15 +368,23 @@ impl Losses {
             at.push((last, gradient));
         }
         for (index, by_pooled) in std::mem::take(&mut feedback.by_pooled) {
-            let by_pooled = by_pooled * sum.gradients.scale();
-            if let Some((numbers, layer)) = on_batch.middle_layer(index) {
-                at.push((layer, unpool(numbers, by_pooled, inputs, forward.hidden(layer))));
-            }
+            let Some((numbers, layer)) = on_batch.middle_layer(index) else {
+                continue;
+            };
+            let states = forward.hidden(layer);
+            let gradient = match by_pooled {
+                Some(by_pooled) => unpool(numbers, by_pooled * sum.gradients.scale(), inputs, states),
+                None => states.zeros_like(),
+            };
+            at.push((layer, gradient));
         }
         forward.backward(at, &mut sum.gradients);
         evaluated
     }
 }
+
+/// Numbers of a language in a [`Tally`].
+const TALLIED: usize = 9;
 
 /// Sums by language, and the rewards of all.
 #[derive(Debug, Default)]
@@ -347,6 +434,44 @@ impl Tally {
             if let Some(of) = sample.rewards {
                 rewards.add(of);
             }
+        }
+    }
+
+    /// Adds up over all processes. `languages`: all there are, in the same order everywhere.
+    pub fn add_up(&mut self, languages: &[String], collectives: &dyn Collectives) {
+        if collectives.world_size() == 1 {
+            return;
+        }
+        let mut values = Vec::with_capacity(languages.len() * TALLIED);
+        for language in languages {
+            let (loss, rewards) = self.by_language.get(language).copied().unwrap_or_default();
+            values.extend([loss.loss, loss.tokens as f64, loss.samples as f64]);
+            values.extend(rewards.sums);
+            values.extend(rewards.counts.map(|count| count as f64));
+            values.extend([rewards.wins as f64, f64::from(u8::from(rewards.pairs))]);
+        }
+        collectives.sum(&mut values);
+        self.by_language.clear();
+        for (language, values) in languages.iter().zip(values.chunks(TALLIED)) {
+            let &[loss, tokens, samples, chosen, rejected, some, others, wins, pairs] = values else {
+                continue;
+            };
+            if tokens + samples == 0.0 {
+                continue;
+            }
+            let loss = LanguageLoss {
+                loss,
+                tokens: tokens as u64,
+                samples: samples as u64,
+                rewards: None,
+            };
+            let rewards = RewardSums {
+                sums: [chosen, rejected],
+                counts: [some as u64, others as u64],
+                wins: wins as u64,
+                pairs: pairs > 0.0,
+            };
+            self.by_language.insert(language.clone(), (loss, rewards));
         }
     }
 

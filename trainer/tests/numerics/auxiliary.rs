@@ -1,6 +1,7 @@
 //! Auxiliary losses against PyTorch: contrast of hidden states, aligned words, Lens, consistency over options.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use interlingua_data::batch::MicroBatch;
@@ -8,6 +9,7 @@ use interlingua_data::dataset::{Dataset, TokenizedSample};
 use interlingua_data::prepare::Prepared;
 use interlingua_data::report::Report;
 use interlingua_recipes::Recipe;
+use interlingua_trainer::collectives::Alone;
 use interlingua_trainer::engine::forward::Forward;
 use interlingua_trainer::engine::gradients::Gradients;
 use interlingua_trainer::engine::inputs::{Inputs, RopeLength};
@@ -17,7 +19,7 @@ use interlingua_trainer::objectives::lens::{Groups, Lens, Subspaces};
 use interlingua_trainer::train::auxiliary::AuxiliaryLoss;
 use interlingua_trainer::train::main_loss::MainLoss;
 use interlingua_trainer::train::plan::DataPlan;
-use interlingua_trainer::train::step::{Accumulated, Losses, StepData, StepKey};
+use interlingua_trainer::train::step::{Accumulated, Losses, RankData, StepData, StepKey};
 use nalgebra::{DMatrix, DVector};
 use serde_json::Value;
 
@@ -91,7 +93,7 @@ fn step(model: &Model, recipe: &Recipe, auxiliary: &[TokenizedSample], main: &[T
         report: Report::default(),
     };
     let losses = losses(model, recipe, &data);
-    let plan = DataPlan::of(recipe, model.blocks.len(), &data).unwrap();
+    let plan = DataPlan::of(recipe, model.blocks.len(), &data, (0, 1)).unwrap();
     let data_of_step = plan.step(&data.train, &losses.auxiliary, 0);
     let key = StepKey { seed: 1, step: 0 };
     let of = |scale| {
@@ -114,10 +116,11 @@ fn losses(model: &Model, recipe: &Recipe, data: &Prepared) -> Losses {
         dropout: true,
         reference: None,
         heldout_reference: None,
-        auxiliary: AuxiliaryLoss::prepare(recipe, model, data).unwrap(),
+        auxiliary: AuxiliaryLoss::prepare(recipe, model, data, 1).unwrap(),
         initial: Some(initial),
         anchor: Some("en".to_owned()),
         keeping: Keeping::default(),
+        collectives: Arc::new(Alone),
     }
 }
 
@@ -471,8 +474,11 @@ fn consistency_over_options() {
     );
     alone.auxiliary.clear();
     let data_of_step = StepData {
-        main: vec![batch],
-        auxiliary: Vec::new(),
+        own: RankData {
+            main: vec![batch],
+            ..RankData::default()
+        },
+        ..StepData::default()
     };
     let alone = alone
         .accumulate(&model, &data, &data_of_step, StepKey { seed: 1, step: 0 }, 1.0)

@@ -6,14 +6,16 @@ use burn::tensor::DType;
 use interlingua_data::batch::MicroBatch;
 use interlingua_data::dataset::{Dataset, TokenizedSample};
 use interlingua_recipes::Objective;
+use interlingua_trainer::collectives::Alone;
 use interlingua_trainer::engine::gradients::Gradients;
 use interlingua_trainer::engine::keeping::Keeping;
 use interlingua_trainer::models::Model;
 use interlingua_trainer::objectives::kto::Kto;
 use interlingua_trainer::objectives::preference::{Pair, PairObjective};
 use interlingua_trainer::train::main_loss::MainLoss;
+use interlingua_trainer::train::ranks::Deal;
 use interlingua_trainer::train::reference::Reference;
-use interlingua_trainer::train::step::{Accumulated, Losses, StepData, StepKey};
+use interlingua_trainer::train::step::{Accumulated, Losses, RankData, StepData, StepKey};
 use serde_json::Value;
 
 use crate::fixtures::{adapted, check_gradients, check_scaled, distance, host, json, norm, rows, tensors};
@@ -140,14 +142,18 @@ fn losses(model: &Model, objective: &Objective) -> Losses {
         initial: None,
         anchor: None,
         keeping: Keeping::default(),
+        collectives: Arc::new(Alone),
     }
 }
 
 fn step(model: &Model, objective: &Objective, data: &Dataset, sizes: &[usize]) -> Accumulated {
     let main = batches(data, sizes);
     let data_of_step = StepData {
-        main,
-        auxiliary: Vec::new(),
+        own: RankData {
+            main,
+            ..RankData::default()
+        },
+        ..StepData::default()
     };
     let key = StepKey { seed: 1, step: 0 };
     let losses = losses(model, objective);
@@ -235,8 +241,11 @@ fn the_reference_says_the_same_from_its_cache() {
     let mut losses = losses(&model, &objective);
     let run = |losses: &Losses| {
         let data_of_step = StepData {
-            main: batches(&data, &[8]),
-            auxiliary: Vec::new(),
+            own: RankData {
+                main: batches(&data, &[8]),
+                ..RankData::default()
+            },
+            ..StepData::default()
         };
         losses
             .accumulate(&model, &data, &data_of_step, StepKey { seed: 1, step: 0 }, 1.0)
@@ -245,11 +254,19 @@ fn the_reference_says_the_same_from_its_cache() {
     };
     let asked = run(&losses);
     let reference = losses.reference.take().unwrap();
-    losses.reference = Some(reference.cached(&recipe, &data, "train").unwrap());
+    losses.reference = Some(
+        reference
+            .cached(&recipe, &data, "train", Deal::new(&Alone, false), true)
+            .unwrap(),
+    );
     let written = run(&losses);
     close(written, asked, 1e-5, "from the cache");
     // A second start reads the file.
-    losses.reference = Some(reference.cached(&recipe, &data, "train").unwrap());
+    losses.reference = Some(
+        reference
+            .cached(&recipe, &data, "train", Deal::new(&Alone, false), true)
+            .unwrap(),
+    );
     assert_eq!(run(&losses), written);
 }
 
@@ -338,8 +355,11 @@ fn gradients_in_f16_are_close_to_those_in_f32_where_the_loss_is_scaled() {
     };
     let data = kto_samples();
     let data_of_step = StepData {
-        main: batches(&data, &[4, 4]),
-        auxiliary: Vec::new(),
+        own: RankData {
+            main: batches(&data, &[4, 4]),
+            ..RankData::default()
+        },
+        ..StepData::default()
     };
     let of = |model: &Model, scale: f64| {
         let key = StepKey { seed: 1, step: 0 };

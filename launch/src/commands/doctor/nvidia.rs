@@ -123,14 +123,31 @@ fn driver() -> Vec<Check> {
         }
     });
     if driver.gpus.len() > 1 {
-        let library = machine::shared_library("libnccl.so.2");
-        let found = library.map_or_else(
-            || "not found; only runs on several GPUs need it".to_owned(),
-            |path| path.display().to_string(),
-        );
-        checks.push(check("cuda", "NCCL", true, found, ""));
+        checks.push(nccl());
     }
     checks
+}
+
+/// The library that carries numbers between GPUs, which only runs on several of them need.
+#[cfg(feature = "cuda")]
+fn nccl() -> Check {
+    match interlingua_trainer::collectives::nccl::Nccl::version() {
+        Ok(version) => check("cuda", "NCCL", true, version, ""),
+        Err(reason) => check(
+            "cuda",
+            "NCCL",
+            true,
+            format!("none; runs on several GPUs need it. {reason}"),
+            "",
+        ),
+    }
+}
+
+#[cfg(all(feature = "nvidia", not(feature = "cuda")))]
+fn nccl() -> Check {
+    let library = machine::shared_library("libnccl.so.2");
+    let found = library.map_or_else(|| "not found".to_owned(), |path| path.display().to_string());
+    check("cuda", "NCCL", true, found, "")
 }
 
 #[cfg(feature = "nvidia")]

@@ -1,33 +1,56 @@
 //! What stands for each sentence of a micro-batch, and the contrast of sentences over several micro-batches.
 
+use std::cmp::Ordering;
+
 use burn::tensor::{DType, Tensor};
 
+use crate::collectives::Collectives;
 use crate::engine::inputs::Inputs;
 use crate::objectives::averages::averages;
 use crate::objectives::middle_layer::{Contrast, MiddleLayer};
 
-/// The loss over the contrasts of several micro-batches as one, and its gradient by the pooled states of each.
-pub fn contrast_all(loss: &MiddleLayer, pooled: &[Tensor<2>], contrasts: &[Contrast]) -> (f64, Vec<Tensor<2>>) {
-    let sizes: Vec<usize> = pooled.iter().map(|pooled| pooled.dims()[0]).collect();
+/// The loss over the contrasts of several micro-batches as one, and its gradient by the pooled states of all of them, which lie
+/// one behind another.
+pub(super) fn contrast_all<'a>(
+    loss: &MiddleLayer,
+    pooled: Vec<Tensor<2>>,
+    contrasts: impl Iterator<Item = &'a Contrast>,
+) -> (f64, Tensor<2>) {
     let mut all = Contrast::default();
     let mut offset = 0;
-    for (contrast, size) in contrasts.iter().zip(&sizes) {
-        let moved = contrast
-            .pairs
-            .iter()
-            .map(|(anchor, other)| (anchor + offset, other + offset));
-        all.pairs.extend(moved);
+    for contrast in contrasts {
+        let moved = contrast.pairs.iter();
+        all.pairs
+            .extend(moved.map(|(anchor, other)| (anchor + offset, other + offset)));
         all.groups.extend(&contrast.groups);
-        offset += size;
+        offset += 2 * contrast.pairs.len();
     }
-    let (value, gradient) = loss.loss(&Tensor::cat(pooled.to_vec(), 0), &all);
-    let mut start = 0;
-    let pieces = sizes.iter().map(|size| {
-        let piece = gradient.clone().narrow(0, start, *size);
-        start += size;
-        piece
-    });
-    (value, pieces.collect())
+    loss.loss(&Tensor::cat(pooled, 0), &all)
+}
+
+/// The rows of all processes, one after another: `counts` says how many each has. Those of a process that has none are left out,
+/// and so is whatever it gives.
+pub fn gather_rows(collectives: &dyn Collectives, own: Tensor<2>, counts: &[usize]) -> Vec<Tensor<2>> {
+    let most = counts.iter().copied().max().unwrap_or(0);
+    if counts.len() < 2 || most == 0 {
+        return vec![own];
+    }
+    let [rows, width] = own.dims();
+    let full = match rows.cmp(&most) {
+        Ordering::Less => {
+            let device = own.device();
+            let padding = Tensor::zeros([most - rows, width], (&device, own.dtype()));
+            Tensor::cat(vec![own, padding], 0)
+        }
+        Ordering::Equal => own,
+        Ordering::Greater => own.narrow(0, 0, most),
+    };
+    let all = collectives.all_gather(full.reshape([most * width]));
+    let all = all.reshape([counts.len() * most, width]);
+    let there = counts.iter().enumerate().filter(|(_, count)| **count > 0);
+    there
+        .map(|(rank, count)| all.clone().narrow(0, rank * most, *count))
+        .collect()
 }
 
 /// What stands for each sequence, `[sequences, hidden]` in f32.

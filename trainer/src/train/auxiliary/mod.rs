@@ -9,6 +9,7 @@ use interlingua_data::prepare::Prepared;
 use interlingua_recipes::{Auxiliary, AuxiliaryKind, Recipe, Scope};
 
 use super::step::StepKey;
+use crate::collectives::Collectives;
 use crate::engine::forward::Forward;
 use crate::engine::gradients::Gradients;
 use crate::engine::inputs::Inputs;
@@ -18,10 +19,11 @@ use crate::models::Model;
 use crate::objectives::lens::{Groups, Lens, Subspaces};
 use crate::objectives::middle_layer::{Contrast, MiddleLayer};
 use crate::objectives::word_alignment::{self, AlignedWords};
+use contrast::contrast_all;
 use probe::probe;
 use source::own_rows;
 
-pub use contrast::{contrast_all, pool, unpool};
+pub use contrast::{gather_rows, pool, unpool};
 pub use source::{PairUnit, Source, anchor};
 
 /// An auxiliary loss, ready to run.
@@ -65,23 +67,36 @@ pub enum Kind {
     Consistency,
 }
 
+/// The micro-batches of pairs of a step.
+pub struct UnitsOfStep<'a> {
+    /// This process's.
+    pub own: &'a [PairUnit],
+    /// Those of all processes by rank, where there are several; else none.
+    pub of_all: Vec<&'a [PairUnit]>,
+}
+
 impl AuxiliaryLoss {
-    /// Checks what can be checked without a model: layers and sources. Gives, for each loss, the micro-batches of one pass
-    /// over its source (0 without one), and what a person should know, in whole sentences.
+    /// Checks what can be checked without a model: layers and sources. Gives, for each loss, the micro-batches of each of `world`
+    /// processes in one pass over its source (0 without one), and what a person should know, in whole sentences.
     ///
     /// # Errors
     /// When a layer is out of range in a model of so many blocks, or a source has no pairs.
-    pub fn check(recipe: &Recipe, blocks: usize, data: &Prepared) -> Result<(Vec<u64>, Vec<String>), TrainError> {
+    pub fn check(
+        recipe: &Recipe,
+        blocks: usize,
+        data: &Prepared,
+        world: usize,
+    ) -> Result<(Vec<u64>, Vec<String>), TrainError> {
         let (mut passes, mut notes) = (Vec::new(), Vec::new());
         for (index, auxiliary) in recipe.objective.auxiliary.iter().enumerate() {
             layer_of(index, auxiliary, blocks)?;
             passes.push(match &auxiliary.source {
                 None => 0,
                 Some(source) => {
-                    let source = Source::open(recipe, index, auxiliary, source, data)?;
+                    let source = Source::open(recipe, index, auxiliary, source, data, world)?;
                     source.check(index, auxiliary.kind)?;
                     notes.extend_from_slice(source.notes());
-                    source.units_per_epoch()
+                    source.units_per_epoch(world)
                 }
             });
             if let Some(probe) = &auxiliary.probe {
@@ -91,11 +106,11 @@ impl AuxiliaryLoss {
         Ok((passes, notes))
     }
 
-    /// The auxiliary losses of a recipe, for its model before training.
+    /// The auxiliary losses of a recipe, for its model before training, as one of `world` processes computes them.
     ///
     /// # Errors
     /// As [`AuxiliaryLoss::check`]; and when probing finds no subspaces.
-    pub fn prepare(recipe: &Recipe, model: &Model, data: &Prepared) -> Result<Vec<Self>, TrainError> {
+    pub fn prepare(recipe: &Recipe, model: &Model, data: &Prepared, world: usize) -> Result<Vec<Self>, TrainError> {
         let mut all: Vec<Self> = Vec::new();
         for (index, auxiliary) in recipe.objective.auxiliary.iter().enumerate() {
             let base = auxiliary.kind.name();
@@ -108,7 +123,7 @@ impl AuxiliaryLoss {
             };
             let source = match &auxiliary.source {
                 None => None,
-                Some(source) => Some(Source::open(recipe, index, auxiliary, source, data)?),
+                Some(source) => Some(Source::open(recipe, index, auxiliary, source, data, world)?),
             };
             all.push(Self {
                 name,
@@ -121,42 +136,47 @@ impl AuxiliaryLoss {
         Ok(all)
     }
 
-    /// The pairs of the micro-steps with these numbers.
-    pub fn units(&self, counters: &[u64]) -> Vec<PairUnit> {
+    /// The pairs of one of `world` ranks in the micro-steps with these numbers.
+    pub fn units(&self, counters: &[u64], rank: usize, world: usize) -> Vec<PairUnit> {
         let Some(source) = &self.source else { return Vec::new() };
-        counters.iter().map(|counter| source.unit(*counter)).collect()
+        let unit = |counter: &u64| source.unit(*counter, rank, world);
+        counters.iter().map(unit).collect()
     }
 
     /// Forward and backward passes of a step's micro-batches of pairs, up to the loss's layer only. `initial`: the model
     /// before training, for losses that keep close to it. Gradients are those of weight × loss, times their scale. Returns
-    /// the terms of the loss by name.
+    /// this process's part of the terms of the loss, by name.
     pub fn accumulate(
         &self,
         model: &Model,
         initial: Option<&Model>,
-        units: &[PairUnit],
-        keeping: Keeping,
-        key: StepKey,
+        units: &UnitsOfStep,
+        (keeping, key, collectives): (Keeping, StepKey, &dyn Collectives),
         gradients: &mut Gradients,
     ) -> Vec<(String, f64)> {
         let Some(source) = &self.source else { return Vec::new() };
+        let of_all = &units.of_all;
+        let units = units.own;
         let inputs: Vec<Inputs> = units.iter().map(|unit| source.inputs(model, unit, key)).collect();
         match &self.kind {
             Kind::MiddleLayer { loss, layer } => {
-                let contrasts: Vec<Contrast> = units.iter().map(|unit| source.contrast(unit)).collect();
-                let value = self.contrast_units(model, (loss, *layer), (&inputs, &contrasts), keeping, gradients);
+                let contrasts = |units: &[PairUnit]| units.iter().map(|unit| source.contrast(unit)).collect::<Vec<_>>();
+                let contrasts = match of_all.is_empty() {
+                    true => vec![contrasts(units)],
+                    false => of_all.iter().map(|units| contrasts(units)).collect(),
+                };
+                let data = (&inputs[..], &contrasts[..]);
+                let value = self.contrast_units(model, (loss, *layer), data, (keeping, collectives), gradients);
                 vec![(self.name.clone(), value)]
             }
             Kind::WordAlignment { layer, stay_close } => {
                 let words: Vec<AlignedWords> = units.iter().map(|unit| source.words(unit)).collect();
-                let totals = (
-                    words.iter().map(|words| words.words.len() as u64).sum::<u64>().max(1),
-                    words
-                        .iter()
-                        .map(|words| words.anchor_tokens() as u64)
-                        .sum::<u64>()
-                        .max(1),
-                );
+                let mut totals = [
+                    words.iter().map(|words| words.words.len()).sum::<usize>() as f64,
+                    words.iter().map(AlignedWords::anchor_tokens).sum::<usize>() as f64,
+                ];
+                collectives.sum(&mut totals);
+                let totals = (totals[0].max(1.0) as u64, totals[1].max(1.0) as u64);
                 let mut sums = [0.0; 2];
                 for (inputs, words) in inputs.iter().zip(&words) {
                     let before = without_dropout(initial.unwrap_or(model), inputs, *layer);
@@ -176,7 +196,9 @@ impl AuxiliaryLoss {
             }
             Kind::Lens { loss, layer } => {
                 let texts: Vec<Groups> = units.iter().map(|unit| source.groups(unit)).collect();
-                let groups = texts.iter().map(|texts| texts.len() as u64).sum::<u64>().max(1);
+                let mut groups = [texts.iter().map(Vec::len).sum::<usize>() as f64];
+                collectives.sum(&mut groups);
+                let groups = groups[0].max(1.0) as u64;
                 let mut sums = [0.0; 3];
                 for (inputs, texts) in inputs.iter().zip(&texts) {
                     let before = without_dropout(initial.unwrap_or(model), inputs, *layer);
@@ -198,44 +220,60 @@ impl AuxiliaryLoss {
         }
     }
 
-    /// InfoNCE over micro-batches of pairs: each by itself, or all of a step together.
+    /// InfoNCE over micro-batches of pairs: each by itself, or all of a step together, over all processes. `contrasts`: by rank,
+    /// those of each micro-batch. Every process computes the whole value, and the first one counts it.
     fn contrast_units(
         &self,
         model: &Model,
         (loss, layer): (&MiddleLayer, usize),
-        (inputs, contrasts): (&[Inputs], &[Contrast]),
-        keeping: Keeping,
+        (inputs, contrasts): (&[Inputs], &[Vec<Contrast>]),
+        (keeping, collectives): (Keeping, &dyn Collectives),
         gradients: &mut Gradients,
     ) -> f64 {
-        let anchors: usize = contrasts.iter().map(|contrast| contrast.pairs.len()).sum();
+        let anchors: usize = contrasts.iter().flatten().map(|contrast| contrast.pairs.len()).sum();
         let share = 1.0 / anchors.max(1) as f64;
+        let rank = if contrasts.len() > 1 { collectives.rank() } else { 0 };
+        // Rows of each rank in a micro-batch, and where this rank's begin.
+        let counts = |unit: usize| -> Vec<usize> { contrasts.iter().map(|of| 2 * of[unit].pairs.len()).collect() };
+        let before = |unit: usize| -> usize { counts(unit)[..rank].iter().sum() };
+        let gather = |unit: usize, pooled: Tensor<2>| gather_rows(collectives, pooled, &counts(unit));
+        let of_unit = |unit: usize| contrasts.iter().map(move |of| &of[unit]);
+        let own = |gradient: &Tensor<2>, unit: usize, start: usize| {
+            gradient.clone().narrow(0, start + before(unit), counts(unit)[rank])
+        };
         let mut sum = 0.0;
         let mut prepared = Vec::new();
         if self.scope == Scope::Step {
-            let pooled: Vec<Tensor<2>> = inputs
-                .iter()
-                .map(|inputs| pool(loss, &model.hidden_state(inputs, layer), inputs))
-                .collect();
-            let (value, pieces) = contrast_all(loss, &pooled, contrasts);
+            let pooled = inputs.iter().enumerate().flat_map(|(unit, inputs)| {
+                let pooled = pool(loss, &model.hidden_state(inputs, layer), inputs);
+                gather(unit, pooled)
+            });
+            let pooled = pooled.collect();
+            let (value, gradient) = contrast_all(loss, pooled, (0..inputs.len()).flat_map(of_unit));
             sum = value;
-            prepared = pieces;
+            let mut start = 0;
+            for unit in 0..inputs.len() {
+                prepared.push(own(&gradient, unit, start));
+                start += counts(unit).iter().sum::<usize>();
+            }
         }
-        for (index, (inputs, contrast)) in inputs.iter().zip(contrasts).enumerate() {
+        for (unit, inputs) in inputs.iter().enumerate() {
             let forward = Forward::run(model, inputs, &[layer], keeping);
             let states = forward.hidden(layer);
-            let by_pooled = match prepared.get(index) {
+            let by_pooled = match prepared.get(unit) {
                 Some(gradient) => gradient.clone(),
                 None => {
-                    let (value, gradient) = loss.loss(&pool(loss, states, inputs), contrast);
+                    let pooled = gather(unit, pool(loss, states, inputs));
+                    let (value, gradient) = contrast_all(loss, pooled, of_unit(unit));
                     sum += value;
-                    gradient
+                    own(&gradient, unit, 0)
                 }
             };
             let factor = share * self.weight * gradients.scale();
             let gradient = unpool(loss, by_pooled * factor, inputs, states);
             forward.backward(vec![(layer, gradient)], gradients);
         }
-        sum * share
+        if rank == 0 { sum * share } else { 0.0 }
     }
 }
 

@@ -67,20 +67,22 @@ pub(super) fn own_rows<'a>(
 }
 
 impl Source {
-    /// The micro-batch with this number.
-    pub(super) fn unit(&self, counter: u64) -> PairUnit {
+    /// The micro-batch with this number of one of `world` ranks.
+    pub(super) fn unit(&self, counter: u64, rank: usize, world: usize) -> PairUnit {
         match &self.order {
             SourceOrder::Pairs(order) => {
-                let PairBatch { anchors, others } = order.micro_batch(&self.dataset, counter, 0, 1);
+                let PairBatch { anchors, others } = order.micro_batch(&self.dataset, counter, rank, world);
                 let pairs = anchors.sequences.len();
                 let mut batch = anchors;
-                append(&mut batch, &others);
+                batch.append(&others);
                 PairUnit { batch, pairs }
             }
             SourceOrder::Groups(order, _) => {
                 let mut batch = MicroBatch::default();
-                for part in order.micro_batches(&self.dataset, counter, 0, 1) {
-                    append(&mut batch, &part);
+                // Groups stay whole: each rank's are a step of the order of their own.
+                let number = counter * world as u64 + rank as u64;
+                for part in order.micro_batches(&self.dataset, number, 0, 1) {
+                    batch.append(&part);
                 }
                 PairUnit { batch, pairs: 0 }
             }
@@ -93,6 +95,7 @@ impl Source {
         auxiliary: &Auxiliary,
         source: &str,
         data: &Prepared,
+        world: usize,
     ) -> Result<Self, TrainError> {
         let dataset = own_rows(index, "source", source, data)?;
         let anchor = anchor(recipe);
@@ -108,7 +111,7 @@ impl Source {
                 seed: recipe.seed,
                 shuffle: recipe.data.shuffle,
                 batch_size,
-                world: 1,
+                world,
             };
             SourceOrder::Pairs(Box::new(PairOrder::new(dataset, anchor, settings)?))
         };
@@ -169,13 +172,13 @@ impl Source {
         )))
     }
 
-    /// Micro-batches of one pass over the pairs, or groups.
-    pub(super) fn units_per_epoch(&self) -> u64 {
+    /// Micro-batches of each of `world` ranks in one pass over the pairs, or groups.
+    pub(super) fn units_per_epoch(&self, world: usize) -> u64 {
         let count = match &self.order {
             SourceOrder::Pairs(pairs) => pairs.len() as u64,
             SourceOrder::Groups(_, groups) => *groups,
         };
-        count.div_ceil(self.batch_size)
+        count.div_ceil(self.batch_size * world as u64)
     }
 
     /// The model's inputs for a unit, with dropout.
@@ -213,15 +216,6 @@ impl Source {
         }
         aligned
     }
-}
-
-/// Lays the sequences of one micro-batch behind those of another.
-fn append(batch: &mut MicroBatch, more: &MicroBatch) {
-    for sequence in &more.sequences {
-        let (ids, labels) = (&more.input_ids[sequence.range()], &more.labels[sequence.range()]);
-        batch.push(ids, labels, sequence.language, sequence.sample, sequence.part);
-    }
-    batch.rows += more.rows;
 }
 
 /// The language that `[data.parallel]` ties the others to, as rows are tagged with it.

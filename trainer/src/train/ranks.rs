@@ -1,0 +1,94 @@
+//! What the processes of a run agree on.
+
+use crate::collectives::Collectives;
+use crate::error::TrainError;
+use crate::train::Outcome;
+
+/// Work that the first process does while the others wait. One that fails ends the run on all of them.
+pub fn first_alone(
+    collectives: &dyn Collectives,
+    work: impl FnOnce() -> Result<Outcome, TrainError>,
+) -> Result<Outcome, TrainError> {
+    let outcome = if collectives.rank() == 0 {
+        work()?
+    } else {
+        Outcome::Finished
+    };
+    collectives.barrier();
+    let code = agree(collectives, outcome as u64);
+    Ok(match code {
+        code if code == Outcome::AlreadyFinished as u64 => Outcome::AlreadyFinished,
+        code if code == Outcome::Stopped as u64 => Outcome::Stopped,
+        _ => Outcome::Finished,
+    })
+}
+
+/// The number that the first process has.
+pub fn agree(collectives: &dyn Collectives, number: u64) -> u64 {
+    let all = collectives.gather(&number.to_le_bytes());
+    all.first().map_or(number, |bytes| word(bytes))
+}
+
+/// The numbers of all processes, by rank.
+pub fn numbers(collectives: &dyn Collectives, number: u64) -> Vec<u64> {
+    let all = collectives.gather(&number.to_le_bytes());
+    all.iter().map(|bytes| word(bytes)).collect()
+}
+
+/// How many of the processes run on this host. Where hosts cannot be told apart, all of them.
+pub fn on_this_host(collectives: &dyn Collectives) -> usize {
+    let name = std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
+    let names = collectives.gather(&name);
+    names.iter().filter(|other| **other == name).count()
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    u64::from_le_bytes(word)
+}
+
+/// How the batches of a pass without gradients are dealt to the processes.
+#[derive(Clone, Copy)]
+pub struct Deal<'a> {
+    collectives: &'a dyn Collectives,
+    /// Whether every process has to compute all of them, as where weights come together from all processes.
+    together: bool,
+}
+
+impl<'a> Deal<'a> {
+    /// Among these processes.
+    pub fn new(collectives: &'a dyn Collectives, together: bool) -> Self {
+        Self { collectives, together }
+    }
+
+    /// Whether this process computes the batch with this number.
+    pub fn is_mine(self, number: usize) -> bool {
+        self.together || number % self.collectives.world_size() == self.collectives.rank()
+    }
+
+    /// Adds up what the processes computed.
+    pub fn add_up(self, values: &mut [f64]) {
+        if !self.together {
+            self.collectives.sum(values);
+        }
+    }
+
+    /// What each process has to say, by rank; of all that computed the same only one.
+    pub fn gather(self, bytes: Vec<u8>) -> Vec<Vec<u8>> {
+        if self.together {
+            vec![bytes]
+        } else {
+            self.collectives.gather(&bytes)
+        }
+    }
+
+    /// The processes whose sums are to be added up; none but this one where all compute everything.
+    pub fn collectives(self) -> &'a dyn Collectives {
+        if self.together {
+            &crate::collectives::Alone
+        } else {
+            self.collectives
+        }
+    }
+}
