@@ -45,15 +45,21 @@ pub(crate) fn arrange(ranks: &Mpi, placement: &Placement) -> Result<Meeting, Fai
     })
 }
 
-/// Opens a port on rank 0: the one that MASTER_PORT names, else one that is free.
+/// Opens a port on rank 0: the one that MASTER_PORT names beside MASTER_ADDR, else one that is free.
 fn open(placement: &Placement, one_host: bool) -> Result<(TcpListener, (String, u16), String), Failure> {
-    let (host, port) = match placement.master.clone() {
+    let (host, port) = match placement.master.clone().or_else(of_environment) {
         Some(given) => given,
         None if one_host => ("127.0.0.1".to_owned(), 0),
         None => (own_address().unwrap_or_else(|| placement.host.clone()), 0),
     };
     let (listener, port) = Session::listen(&(host.clone(), port))?;
     Ok((listener, (host, port), secret::random()?))
+}
+
+/// The address that the environment asks for. mpirun needs none, and one by half is left over from something else.
+fn of_environment() -> Option<(String, u16)> {
+    let [host, port] = ["MASTER_ADDR", "MASTER_PORT"].map(|name| std::env::var(name).ok());
+    Some((host?, port?.trim().parse().ok().filter(|port| *port > 0)?))
 }
 
 /// The address of the interface that leads out of this host. Nothing is sent.
