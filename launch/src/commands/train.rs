@@ -64,8 +64,10 @@ fn work(arguments: &Arguments, mut recipe: Recipe, global: &Global, group: &Grou
     let stop = signals::stop_flag()?;
     group.once_per_host(|| preparation::fill_cache(&recipe, global))?;
     let mut watch = Watch::new(global, "", recipe.train.log_every);
-    let options = TrainOptions { fresh: arguments.fresh };
-    let _ = group.collectives();
+    let options = TrainOptions {
+        fresh: arguments.fresh,
+        collectives: group.collectives(),
+    };
     let outcome = train(&recipe, options, &stop, &mut watch)?;
     if group.is_first() {
         if global.json {

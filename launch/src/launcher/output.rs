@@ -25,7 +25,7 @@ pub(super) enum Writer {
 }
 
 /// Takes the lines of all, from threads that read them.
-pub(super) struct Output {
+pub(crate) struct Output {
     merged: Arc<Mutex<Merged>>,
     done: (Sender<()>, Receiver<()>),
     readers: std::cell::Cell<usize>,

@@ -176,7 +176,7 @@ mod tests {
             command.args(["-c", script]).stdin(Stdio::null());
             Watched::new(format!("rank {rank}"), command.spawn().unwrap())
         });
-        until_the_end(processes.collect(), &mut Signals::new([]).unwrap())
+        until_the_end(processes.collect(), &mut Signals::new([0_i32; 0]).unwrap())
     }
 
     #[test]
