@@ -134,7 +134,10 @@ impl Placement {
             let placement = Numbers::read(&TORCHRUN, &environment)?.place(Source::Torchrun, &TORCHRUN)?;
             match master(&environment)? {
                 None if placement.world_size > 1 && flags.master.is_none() => return Err(no_master()),
-                master => Self { master, ..placement },
+                master => Self {
+                    master: master.map(|master| beside_agent(master, &environment)),
+                    ..placement
+                },
             }
         } else if set(OPEN_MPI.rank) || set(OPEN_MPI.world_size) {
             // mpirun starts its daemons as a SLURM step where there is SLURM. What this process then sees of SLURM's variables are
@@ -297,6 +300,17 @@ fn master(environment: Environment<'_>) -> Result<Option<(String, u16)>, Failure
     }
 }
 
+/// The port for the rendezvous where torchrun's own agent may listen at that of MASTER_PORT: the next one.
+fn beside_agent((host, port): (String, u16), environment: Environment<'_>) -> (String, u16) {
+    let taken = environment("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True");
+    let port = match port.checked_add(1) {
+        _ if !taken => port,
+        Some(next) => next,
+        None => port - 1,
+    };
+    (host, port)
+}
+
 /// An IPv6 address without the brackets that it has in front of a port.
 fn unbracketed(host: &str) -> &str {
     host.strip_prefix('[')
@@ -388,6 +402,16 @@ mod tests {
         assert_eq!(numbers(&placement), [5, 8, 1, 4]);
         assert_eq!(placement.source, Source::Torchrun);
         assert_eq!(placement.master, master("node1", 29500));
+    }
+
+    #[test]
+    fn the_port_of_the_agent_of_torchrun_is_left_to_it() {
+        let mut variables = [&OF_TORCHRUN[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
+        assert_eq!(find(&variables).unwrap().master, master("node1", 29501));
+        variables[5].1 = "65535";
+        assert_eq!(find(&variables).unwrap().master, master("node1", 65534));
+        variables[6].1 = "False";
+        assert_eq!(find(&variables).unwrap().master, master("node1", 65535));
     }
 
     #[test]

@@ -6,7 +6,9 @@
 
 mod agreement;
 mod course;
+mod door;
 mod guest;
+mod hall;
 mod host;
 
 use std::fmt;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -30,7 +31,7 @@ pub(super) enum Phase {
     /// All are there.
     Together,
     /// The run ends because of a rank, and the others are being told.
-    Ending,
+    Ending(Cause),
     /// The run has ended because of a rank.
     Ended(Cause),
     /// This process is done with the others.
@@ -125,8 +126,8 @@ impl<T: Send> Course<T> {
     /// as its error.
     pub(super) fn conclude(&self, cause: Cause, tell: impl FnOnce(&Cause)) {
         let before = self.change(|board| match board.phase {
-            Phase::Joining | Phase::Together => std::mem::replace(&mut board.phase, Phase::Ending),
-            Phase::Ending | Phase::Ended(_) | Phase::Over => Phase::Over,
+            Phase::Joining | Phase::Together => std::mem::replace(&mut board.phase, Phase::Ending(cause.clone())),
+            Phase::Ending(_) | Phase::Ended(_) | Phase::Over => Phase::Over,
         });
         if before == Phase::Over {
             return;
@@ -142,9 +143,9 @@ impl<T: Send> Course<T> {
     /// not keep it from ending.
     fn end_process(&self, cause: &Cause) {
         thread::scope(|scope| {
-            let (done, finished) = std::sync::mpsc::channel::<()>();
+            let (done, finished) = mpsc::channel::<()>();
             let watch = move || {
-                if finished.recv_timeout(self.pace.hooks) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                if finished.recv_timeout(self.pace.hooks) == Err(RecvTimeoutError::Timeout) {
                     (self.leave)(cause.exit);
                 }
             };
@@ -169,7 +170,7 @@ impl<T: Send> Course<T> {
             Phase::Together => std::mem::replace(&mut board.phase, Phase::Over),
             _ => board.phase.clone(),
         });
-        if matches!(before, Phase::Ending | Phase::Ended(_)) {
+        if matches!(before, Phase::Ending(_) | Phase::Ended(_)) {
             self.await_end();
         }
         before == Phase::Together

@@ -48,7 +48,7 @@ impl Guest {
         });
         // Rank 0 watches the time, and this side watches rank 0.
         let board = guest.course.wait_while(Duration::MAX, |board| {
-            matches!(board.phase, Phase::Joining | Phase::Ending)
+            matches!(board.phase, Phase::Joining | Phase::Ending(_))
         });
         if let Phase::Ended(cause) = &board.phase {
             return Err(cause.clone().into());

@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use super::course::Cause;
 use super::*;
-use crate::distributed::store::{Frame, Link, Message, Reader, admit, connect};
+use crate::distributed::store::{Frame, Message, admit, connect};
 
 mod killed;
 

@@ -137,7 +137,7 @@ impl Reader {
     pub(crate) fn next(&mut self) -> Result<Frame, Break> {
         loop {
             let mut watched = Watched {
-                stream: &self.stream,
+                stream: &*self.stream,
                 pace: self.pace,
                 quiet: Duration::ZERO,
             };
@@ -160,13 +160,14 @@ impl Reader {
 
 /// A stream that fails with `TimedOut` after a time of silence, counted in ticks of this thread. A thread that did not run, because
 /// its process was stopped or the machine slept, has counted one tick at the most.
-struct Watched<'a> {
-    stream: &'a TcpStream,
+struct Watched<R> {
+    /// Fails with a time-out after a tick.
+    stream: R,
     pace: Pace,
     quiet: Duration,
 }
 
-impl Read for Watched<'_> {
+impl<R: Read> Read for Watched<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.stream.read(buffer) {
@@ -251,6 +252,66 @@ mod tests {
         assert_eq!(reader.next().unwrap_err(), Break::Silent(pace.silence));
         drop(b);
         assert_eq!(reader.next().unwrap_err(), Break::Closed);
+    }
+
+    /// Reads what it is told to, one answer after the other; a time-out takes its time.
+    struct Scripted(Vec<(Duration, io::Result<u8>)>);
+
+    impl Read for Scripted {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let (time, answer) = self.0.remove(0);
+            thread::sleep(time);
+            buffer[0] = answer?;
+            Ok(1)
+        }
+    }
+
+    fn watched(answers: Vec<(Duration, io::Result<u8>)>) -> Watched<Scripted> {
+        let pace = Pace {
+            tick: Duration::from_millis(1),
+            silence: Duration::from_millis(5),
+            ..Pace::default()
+        };
+        Watched {
+            stream: Scripted(answers),
+            pace,
+            quiet: Duration::ZERO,
+        }
+    }
+
+    fn quiet(kind: io::ErrorKind) -> (Duration, io::Result<u8>) {
+        (Duration::ZERO, Err(kind.into()))
+    }
+
+    #[test]
+    fn silence_is_counted_in_ticks_without_a_break() {
+        let tick = || quiet(io::ErrorKind::WouldBlock);
+        let signal = || quiet(io::ErrorKind::Interrupted);
+        let data = || (Duration::ZERO, Ok(7));
+        let mut reader = watched(vec![
+            tick(),
+            tick(),
+            tick(),
+            tick(),
+            signal(),
+            signal(),
+            data(),
+            tick(),
+            data(),
+        ]);
+        let mut bytes = [0; 2];
+        reader.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes, [7, 7]);
+        let mut reader = watched(vec![tick(), tick(), tick(), tick(), tick()]);
+        assert_eq!(reader.read(&mut bytes).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_process_that_did_not_run_itself_does_not_take_the_other_for_silent() {
+        // Suspended for ten times the silence: one time-out that was long, then the other side goes on as well.
+        let suspended = (Duration::from_millis(50), Err(io::ErrorKind::WouldBlock.into()));
+        let mut reader = watched(vec![suspended, (Duration::ZERO, Ok(7))]);
+        assert_eq!(reader.read(&mut [0]).unwrap(), 1);
     }
 
     #[test]
