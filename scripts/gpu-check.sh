@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks Interlingua on a machine with an NVIDIA GPU: what the machine has, each kernel against its reference, tiny models against the
-# numbers of Transformers, a training, a long training with an eye on memory, and speed and memory beside PyTorch and PEFT.
+# numbers of Transformers, a training, NCCL on one rank and trainings on two where there are two GPUs, a long training with an eye on
+# memory, and speed and memory beside PyTorch and PEFT.
 #
 #   scripts/gpu-check.sh [options] BINARY
 #
@@ -10,11 +11,11 @@
 set -uo pipefail
 
 usage() {
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
     cat <<'END'
 
   --device DEVICE   cuda, cuda:N, tch:cuda, tch or cpu (default: cuda)
-  --parts LIST      of doctor,kernels,verify,train,soak,bench (default: all)
+  --parts LIST      of doctor,kernels,verify,train,ranks,soak,bench (default: all)
   --bench LIST      of SHAPE/METHOD: qwen3-1.7b/lora, qwen3-1.7b/nf4, llama-3.1-8b/lora, llama-3.1-8b/nf4, tiny/lora, tiny/nf4
                     (default: the first four; the tiny ones with --device cpu or tch)
   --models FOLDER   tiny models with their numbers (default: tests/fixtures/models)
@@ -32,7 +33,7 @@ fail() {
 }
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-device=cuda parts=doctor,kernels,verify,train,soak,bench bench='' models=$root/tests/fixtures/models
+device=cuda parts=doctor,kernels,verify,train,ranks,soak,bench bench='' models=$root/tests/fixtures/models
 python=python3 soak=2000 atol='' out=gpu-check binary='' text=()
 while [ $# -gt 0 ]; do
     case $1 in
@@ -67,8 +68,8 @@ done
 [ -x "$binary" ] || fail "$binary is no program"
 for part in ${parts//,/ }; do
     case $part in
-    doctor | kernels | verify | train | soak | bench) ;;
-    *) fail "$part is no part; there are doctor, kernels, verify, train, soak and bench" ;;
+    doctor | kernels | verify | train | ranks | soak | bench) ;;
+    *) fail "$part is no part; there are doctor, kernels, verify, train, ranks, soak and bench" ;;
     esac
 done
 binary=$(realpath -- "$binary")
@@ -155,15 +156,29 @@ verify() {
     done
 }
 
+# How the quickstart's model is trained.
+start=(train)
+
 # A training of the quickstart's model: quickstart NAME STEPS DEVICE SETTING…
 quickstart() {
     local name=$1 steps=$2 on=$3
     shift 3
     # Only the training counts: its evaluations by generation would take longer.
     sed '/^\[\[eval\.tasks\]\]/,$d; s/^epochs = .*/steps = '"$steps"'/' "$root/recipes/quickstart.toml" >"$out/$name.toml"
-    attempt "$name.txt" "$binary" train "$out/$name.toml" --fresh --set "output=$out/$name" --set "model.device=$on" \
+    attempt "$name.txt" "$binary" "${start[@]}" "$out/$name.toml" --fresh --set "output=$out/$name" --set "model.device=$on" \
         --set "model.path=$root/recipes/quickstart/base" --set "data.sources.0.path=$root/recipes/quickstart/train.jsonl" \
         --set "data.sources.1.path=$root/recipes/quickstart/swapped.jsonl" --set train.checkpoint_every=0 --set schedule.kind=constant "$@"
+}
+
+# The largest relative difference between the losses of two trainings: apart NAME NAME.
+apart() {
+    paste <(column "$out/$1/metrics.jsonl" loss) <(column "$out/$2/metrics.jsonl" loss) |
+        awk '{ d = ($1 - $2) / $2; d = d < 0 ? -d : d; if (d > most) most = d } END { print NR ? most + 0 : "nothing" }'
+}
+
+# Whether a difference is at most another: within X MOST. No number is not.
+within() {
+    awk -v off="$1" -v most="$2" 'BEGIN { exit !(off ~ /^[0-9.]/ && off + 0 <= most) }'
 }
 
 training() {
@@ -184,13 +199,52 @@ training() {
         record train 'beside the CPU' failed "$(last_line train-here.txt) $(last_line train-cpu.txt 2>/dev/null)"
         return
     fi
-    off=$(paste <(column "$out/train-here/metrics.jsonl" loss) <(column "$out/train-cpu/metrics.jsonl" loss) |
-        awk '{ d = ($1 - $2) / $2; d = d < 0 ? -d : d; if (d > most) most = d } END { print most + 0 }')
-    if awk -v off="$off" 'BEGIN { exit !(off <= 0.02) }'; then
+    off=$(apart train-here train-cpu)
+    if within "$off" 0.02; then
         record train 'beside the CPU' ok "losses of 20 steps off by at most $off (relative)"
     else
         record train 'beside the CPU' failed "losses of 20 steps off by up to $off (relative), at most 0.02 is allowed"
     fi
+}
+
+# What ranks say to each other on one rank, and trainings on one and on two ranks beside one process.
+ranks() {
+    local gpus count strategy name off start=(train)
+    if attempt collectives.txt "$binary" doctor --collectives --device "$device"; then
+        record ranks 'collectives of one' ok "$(last_line collectives.txt)"
+    else
+        record ranks 'collectives of one' failed "$(last_line collectives.txt)"
+    fi
+    if [ "$device" != cuda ]; then
+        record ranks launch skipped 'ranks share GPUs among themselves with --device cuda only'
+        return
+    fi
+    if ! quickstart ranks-none 20 "$device"; then
+        record ranks 'one process' failed "$(last_line ranks-none.txt)"
+        return
+    fi
+    gpus=$("$binary" doctor | grep -cE '^ +ok +GPU [0-9]')
+    for count in 1 2; do
+        if [ "$count" -gt "$gpus" ]; then
+            record ranks "launch --nproc $count" skipped "GPUs that can be used: $gpus"
+            continue
+        fi
+        for strategy in ddp zero1 zero3; do
+            name=ranks-$count-$strategy
+            start=(launch --nproc "$count")
+            # The same rows in each step: those of a rank times the ranks.
+            if ! quickstart "$name" 20 "$device" --set "train.batch_size=$((8 / count))" --set "distributed.strategy=$strategy"; then
+                record ranks "$strategy on $count" failed "$(last_line "$name.txt")"
+                continue
+            fi
+            off=$(apart "$name" ranks-none)
+            if within "$off" 0.02; then
+                record ranks "$strategy on $count" ok "losses of 20 steps off by at most $off (relative) from one process"
+            else
+                record ranks "$strategy on $count" failed "losses of 20 steps off by $off (relative) from one process, at most 0.02 is allowed"
+            fi
+        done
+    done
 }
 
 soaking() {
@@ -258,6 +312,7 @@ for part in ${parts//,/ }; do
     kernels) kernels ;;
     verify) verify ;;
     train) training ;;
+    ranks) ranks ;;
     soak) soaking ;;
     bench) benchmark ;;
     esac

@@ -33,11 +33,16 @@ pub(crate) fn table(plan: &Plan) -> Table {
 
 /// The total in a line.
 pub(crate) fn headline(plan: &Plan) -> String {
+    let of = &plan.of;
+    let shared = match (of.world_size, &of.strategy) {
+        (Some(world), Some(strategy)) => format!(" for each of {world} processes ({strategy})"),
+        _ => String::new(),
+    };
     format!(
-        "memory planned: {} on {} with recompute = \"{}\"",
+        "memory planned{shared}: {} on {} with recompute = \"{}\"",
         table::bytes(plan.peak()),
-        plan.of.device,
-        plan.of.recompute
+        of.device,
+        of.recompute
     )
 }
 

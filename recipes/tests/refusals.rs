@@ -138,6 +138,16 @@ fn memory() {
 }
 
 #[test]
+fn distributed() {
+    assert_snapshot!(set("distributed.strategy=fsdp"), @r#"--set distributed.strategy=fsdp: `distributed.strategy` is "fsdp", but must be "ddp", "zero1" or "zero3"."#);
+    assert_snapshot!(set("distributed.backend=gloo"), @r#"--set distributed.backend=gloo: `distributed.backend` is "gloo", but must be "auto", "nccl" or "mpi"."#);
+    assert_snapshot!(with("[distributed]\nstrategy = \"zero3\"\n[memory]\nrecompute = \"none\"\noffload = \"weights\""), @r#"
+    my.toml:11: `memory.recompute` is "none", but with distributed.strategy = "zero3" a block's weights are gone when it has computed, so that the backward pass has to compute it again. Write "auto" or "block".
+    my.toml:12: `memory.offload` is "weights", but with distributed.strategy = "zero3" each process keeps its part of them on its device. Write "none" or "activations", or choose another strategy.
+    "#);
+}
+
+#[test]
 fn unknown_words() {
     assert_snapshot!(set("data.truncate=rigth"), @r#"--set data.truncate=rigth: `data.truncate` is "rigth", but must be "right" or "drop". Did you mean "right"?"#);
     assert_snapshot!(set("model.dtype=float32"), @r#"--set model.dtype=float32: `model.dtype` is "float32", but must be "auto", "f32", "bf16" or "f16"."#);

@@ -237,3 +237,65 @@ fn inspect_knows_folders_and_files() {
         .run(["inspect", "nothing"])
         .refuses(2, &["nothing", "does not exist"]);
 }
+
+/// The plan of one of several processes, and how fast they are together; of the model nothing but its config is there.
+#[test]
+fn plans_are_of_one_of_several_processes() {
+    let scratch = Scratch::new();
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 1024, "hidden_size": 256,
+        "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "tie_word_embeddings": false, "hidden_act": "silu",
+    });
+    scratch.write("base/config.json", config.to_string());
+    let recipe = "output = \"run\"\n[model]\npath = \"base\"\ndtype = \"f32\"\n[[data.sources]]\npath = \"rows.jsonl\"\n\
+                  format = \"tokens\"\n[distributed]\nstrategy = \"zero3\"\n[train]\ngradient_accumulation = 2\n";
+    scratch.write("recipe.toml", recipe);
+    let plan = |arguments: &[&str]| scratch.run([&["plan", "recipe.toml", "--device", "cuda"], arguments].concat());
+    let stage = |arguments: &[&str]| plan(&[&["--json"], arguments].concat()).succeeds().json()["stages"][0].clone();
+
+    let alone = stage(&[]);
+    assert!(alone["plan"]["of"].get("world_size").is_none() && alone.get("scaling").is_none());
+    let shared = stage(&["--world", "8", "--bandwidth", "100Gb/s", "--teraflops", "100"]);
+    assert_eq!(shared["plan"]["of"]["world_size"], 8);
+    assert_eq!(shared["plan"]["of"]["strategy"], "zero3");
+    assert_eq!(shared["plan"]["of"]["recompute"], "block");
+    let part = |stage: &serde_json::Value, name: &str| stage["plan"]["device"][name].as_f64().unwrap();
+    // Nine norms of 256 numbers are too short to be cut.
+    let norms_of_others = f64::from(7 * 8 * 9 * 256);
+    assert_eq!(
+        part(&alone, "optimizer"),
+        8.0 * part(&shared, "optimizer") - norms_of_others
+    );
+    assert!(part(&shared, "weights") < 0.8 * part(&alone, "weights"));
+    // A piece as long as the norm goes for each process.
+    let (block, ends) = (4 * (4 * 256 * 256 + 3 * 256 * 1024), 4 * 2 * 1024 * 256);
+    let norms = 4 * 8 * 256;
+    let sent = 7 * (2 * 3 * 4 * block + 2 * (ends + 9 * norms)) / 8;
+    let scaling = &shared["scaling"];
+    assert_eq!(scaling["bandwidth"], 12.5e9);
+    let rows = scaling["processes"].as_array().unwrap();
+    assert_eq!(
+        rows.iter()
+            .map(|row| row["world_size"].as_u64().unwrap())
+            .collect::<Vec<_>>(),
+        [1, 2, 4, 8]
+    );
+    assert_eq!(rows[3]["sent"], sent);
+    assert_eq!(rows[3]["memory"], shared["plan"]["device"]["total"]);
+
+    let shown = plan(&["--world", "8", "--bandwidth", "100Gb/s"]);
+    for text in [
+        "for each of 8 processes",
+        "\"zero3\"",
+        "micro-batches of the recipe's size",
+        "efficiency",
+        "20 µs",
+    ] {
+        assert!(shown.succeeds().stdout.contains(text), "{text}: {shown:#?}");
+    }
+    plan(&["--world", "0"]).refuses(2, &["--world", "number of processes"]);
+    plan(&["--world", "8", "--bandwidth", "50GB"]).refuses(2, &["--bandwidth", "50GB/s", "100Gb/s"]);
+    plan(&["--bandwidth", "50GB/s"]).refuses(2, &["--world"]);
+    plan(&["--world", "8", "--set", "memory.recompute=none"]).refuses(2, &["memory.recompute", "zero3"]);
+}

@@ -123,7 +123,7 @@ fn doctor_checks_collectives_on_one_rank() {
             "{operation}: {report}"
         );
     }
-    let text = scratch.run(arguments).succeeds().stdout;
+    let text = scratch.run(arguments).succeeds().stdout.clone();
     let last = format!("{0} of {0} checks passed on cpu, one process", checks.len());
     assert_eq!(text.lines().last(), Some(last.as_str()));
     scratch

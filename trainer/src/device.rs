@@ -5,6 +5,8 @@ pub mod cuda;
 pub mod gpu;
 #[cfg(feature = "cuda")]
 mod kernels;
+#[cfg(any(feature = "cuda", test))]
+mod mounts;
 
 use std::path::Path;
 
@@ -287,7 +289,9 @@ pub fn compiles_into(device: &Device) -> Option<&'static Path> {
 
 #[cfg(test)]
 mod tests {
-    use interlingua_recipes::{Device as Wanted, Dtype as WantedDtype};
+    #[cfg(not(any(feature = "cuda", feature = "tch")))]
+    use interlingua_recipes::Device as Wanted;
+    use interlingua_recipes::Dtype as WantedDtype;
 
     use super::*;
 

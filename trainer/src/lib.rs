@@ -17,6 +17,7 @@ pub mod parameters;
 pub mod pieces;
 pub mod plan;
 pub mod random;
+pub mod spread;
 pub mod train;
 pub mod verify;
 

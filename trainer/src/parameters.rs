@@ -3,6 +3,7 @@
 use burn::tensor::{DType, Tensor};
 
 use crate::ops::weight::PackedWeight;
+use crate::spread::Spread;
 
 /// Index of a parameter in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -15,6 +16,8 @@ pub enum Stored {
     Dense(Tensor<1>),
     /// A frozen matrix in fewer bits, or in a file.
     Packed(PackedWeight),
+    /// The same as dense, in pieces on all processes.
+    Spread(Box<Spread>),
 }
 
 /// One parameter. Vectors and matrices alike are stored flat, in row-major order.
@@ -42,6 +45,7 @@ impl Parameter {
         match &self.value {
             Stored::Dense(value) => value.clone(),
             Stored::Packed(weight) => weight.dense(DType::F32).reshape([self.len()]),
+            Stored::Spread(vector) => vector.values(),
         }
     }
 
@@ -93,6 +97,21 @@ impl Parameters {
         self.list[id.0].value = Stored::Dense(value);
     }
 
+    /// The values of a parameter that lies in pieces.
+    pub fn spread(&self, id: ParameterId) -> Option<&Spread> {
+        match &self.list[id.0].value {
+            Stored::Spread(vector) => Some(vector),
+            Stored::Dense(_) | Stored::Packed(_) => None,
+        }
+    }
+
+    /// Gives this process's piece of a parameter its values; of one that does not lie in pieces, nothing happens.
+    pub fn set_piece(&mut self, id: ParameterId, piece: Tensor<1>) {
+        if let Stored::Spread(vector) = &mut self.list[id.0].value {
+            vector.set_own(piece);
+        }
+    }
+
     /// The index of a name.
     pub fn find(&self, name: &str) -> Option<ParameterId> {
         self.list
@@ -119,7 +138,10 @@ impl Parameters {
         let parameter = &mut self.list[id.0];
         parameter.trainable = trainable;
         if trainable {
-            parameter.value = Stored::Dense(parameter.values().cast(DType::F32));
+            parameter.value = match &parameter.value {
+                Stored::Spread(vector) => Stored::Spread(Box::new(vector.to_f32())),
+                Stored::Dense(_) | Stored::Packed(_) => Stored::Dense(parameter.values().cast(DType::F32)),
+            };
         }
     }
 }

@@ -34,6 +34,21 @@ pub fn padded_piece(vector: &Tensor<1>, rank: usize, world_size: usize) -> Tenso
     padded(vector.clone().narrow(0, range.start, range.len()), full)
 }
 
+/// A vector with memory of its own. A part of a vector keeps all of that in memory on some devices.
+pub fn copied(part: Tensor<1>) -> Tensor<1> {
+    let length = part.dims()[0];
+    let zeros = Tensor::zeros([length], (&part.device(), part.dtype()));
+    zeros.slice_assign([0..length], part)
+}
+
+/// Parts put behind one another, in memory of their own.
+pub fn joined(mut parts: Vec<Tensor<1>>) -> Tensor<1> {
+    if parts.len() == 1 {
+        return copied(parts.remove(0));
+    }
+    Tensor::cat(parts, 0)
+}
+
 /// A vector with zeros behind it up to a length.
 pub fn padded(vector: Tensor<1>, length: usize) -> Tensor<1> {
     let missing = length - vector.dims()[0];

@@ -6,6 +6,7 @@
 mod absmax;
 mod cache;
 mod dynamic;
+mod flat;
 mod int8;
 mod nf4;
 mod quantise;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 pub use absmax::Absmax;
 pub use cache::PackedCache;
 pub use dynamic::dynamic_map;
+pub use flat::Outline;
 pub use nf4::{LEVELS, is_block};
 pub use scheme::{Quantization, Scheme};
 

@@ -10,6 +10,7 @@ use interlingua_recipes::{Recipe, parse_bytes};
 use interlingua_trainer::device::{available_bytes, kind, wanted_gpu};
 use interlingua_trainer::memory::current_bytes;
 use interlingua_trainer::plan::budget::{Proposal, Proposals};
+use interlingua_trainer::plan::scaling::{LATENCY, Scaling, worlds};
 use interlingua_trainer::plan::settings::DeviceKind;
 use interlingua_trainer::plan::time::{assumed_gpu_rate, measured_cpu_rate};
 use interlingua_trainer::plan::{Plan, Planner};
@@ -18,15 +19,21 @@ use serde_json::{Value, json};
 use crate::cli::Global;
 use crate::exit::{CommandResult, Exit, Failure};
 use crate::recipe::{self, RecipeArgument};
-use crate::{output, plan, preparation, style, table};
+use crate::{output, plan, preparation, scaling, style, table};
 
 /// Bytes of a tokenizer in memory for each byte of `tokenizer.json`, measured on tokenizers of 2,000 to 100,000 pieces.
 const TOKENIZER: u64 = 16;
 
+/// More processes than anybody plans for.
+const MOST_PROCESSES: usize = 1 << 20;
+
 /// Predicts what a recipe takes in memory, part by part, and how long a step is, from shapes alone: of the model only config.json
 /// is read, of the data nothing. Every row counts as long as the recipe allows.
 #[derive(Args)]
-#[command(after_help = "Example: interlingua plan recipes/lora-sft.toml --device cuda --budget 8GiB")]
+#[command(
+    after_help = "Examples: interlingua plan recipes/lora-sft.toml --device cuda --budget 8GiB\n          \
+                  interlingua plan recipes/ddp-lora.toml --device cuda --world 64 --bandwidth 50GB/s"
+)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     recipe: RecipeArgument,
@@ -36,6 +43,17 @@ pub(crate) struct Arguments {
     /// Plan for this kind of device, whether it is here or not; without it, for the recipe's
     #[arg(long, value_name = "DEVICE")]
     device: Option<Device>,
+    /// Plan for one of so many processes that share the run
+    #[arg(long, value_name = "N", value_parser = world)]
+    world: Option<usize>,
+    /// What each process can send while it receives as much, such as 50GB/s, or 400Gb/s in bits: how speed grows with the
+    /// number of processes
+    #[arg(long, value_name = "RATE", value_parser = scaling::bandwidth, requires = "world")]
+    bandwidth: Option<f64>,
+    /// Count with a device that multiplies matrices at so many 10¹² operations a second, in place of what was measured or is
+    /// assumed
+    #[arg(long, value_name = "RATE", value_parser = teraflops)]
+    teraflops: Option<f64>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -52,12 +70,23 @@ fn budget(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "write a size such as 4GiB or 2500MB".to_owned())
 }
 
+fn world(text: &str) -> Result<usize, String> {
+    let size = text.parse().ok().filter(|size| (1..=MOST_PROCESSES).contains(size));
+    size.ok_or_else(|| format!("write a number of processes from 1 to {MOST_PROCESSES}"))
+}
+
+fn teraflops(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().ok().filter(|rate| rate.is_finite() && *rate > 0.0);
+    rate.ok_or_else(|| "write a number above 0, such as 330".to_owned())
+}
+
 /// A stage with its plan.
 struct Planned {
     stage: String,
     planner: Planner,
     plan: Plan,
     proposals: Option<Proposals>,
+    scaling: Vec<Scaling>,
 }
 
 /// Plans every stage that trains, and prints.
@@ -72,12 +101,12 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
         .map(|(stage, recipe)| planned(arguments, stage, &recipe));
     let stages = stages.collect::<Result<Vec<_>, Failure>>()?;
     if global.json {
-        let stages: Vec<Value> = stages.iter().map(as_json).collect();
+        let stages: Vec<Value> = stages.iter().map(|stage| as_json(stage, arguments.bandwidth)).collect();
         output::json(&json!({ "recipe": recipe.file, "stages": stages }))?;
         return Ok(Exit::Done);
     }
     for stage in &stages {
-        print(stage)?;
+        print(stage, arguments)?;
     }
     Ok(Exit::Done)
 }
@@ -93,9 +122,11 @@ fn planned(arguments: &Arguments, stage: String, recipe: &Recipe) -> Result<Plan
     let file = config.dtype.unwrap_or(FileDtype::F32);
     let mut planner = Planner::new(recipe, &config, file, device, None)?;
     planner.settings.held = current_bytes() + TOKENIZER * file_bytes(&folder.join("tokenizer.json"));
-    planner.settings.rate = match device {
-        DeviceKind::Cpu => measured_cpu_rate(),
-        DeviceKind::Cuda => assumed_gpu_rate(wanted_gpu(recipe.model.device).map(|gpu| gpu.capability)),
+    planner.settings.world = arguments.world.unwrap_or(1);
+    planner.settings.rate = match (arguments.teraflops, device) {
+        (Some(teraflops), _) => 1e12 * teraflops,
+        (None, DeviceKind::Cpu) => measured_cpu_rate(),
+        (None, DeviceKind::Cuda) => assumed_gpu_rate(wanted_gpu(recipe.model.device).map(|gpu| gpu.capability)),
     };
     let budget = arguments.budget.or_else(|| recipe.memory.budget_bytes());
     // Of a device that is only planned for, nothing is known.
@@ -107,6 +138,10 @@ fn planned(arguments: &Arguments, stage: String, recipe: &Recipe) -> Result<Plan
         stage,
         plan: planner.plan(),
         proposals: budget.map(|budget| planner.fit(budget)).transpose()?,
+        scaling: arguments.bandwidth.map_or_else(Vec::new, |bandwidth| {
+            let sizes = worlds(planner.settings.world).into_iter();
+            sizes.map(|world| planner.scaling(world, bandwidth)).collect()
+        }),
         planner,
     })
 }
@@ -116,7 +151,7 @@ fn file_bytes(path: &Path) -> u64 {
     path.metadata().map_or(0, |metadata| metadata.len())
 }
 
-fn as_json(stage: &Planned) -> Value {
+fn as_json(stage: &Planned, bandwidth: Option<f64>) -> Value {
     let proposal = |proposal: &Proposal| {
         json!({
             "set": stage.planner.changes(&proposal.settings), "max_length": proposal.settings.length, "plan": proposal.plan,
@@ -127,15 +162,21 @@ fn as_json(stage: &Planned) -> Value {
         json["largest_batch"] = json!(proposals.largest_batch.as_ref().map(proposal));
         json["longest"] = proposal(&proposals.longest);
     }
+    if let Some(bandwidth) = bandwidth {
+        json["scaling"] = json!({ "bandwidth": bandwidth, "latency": LATENCY, "processes": stage.scaling });
+    }
     json
 }
 
-fn print(stage: &Planned) -> Result<(), Failure> {
+fn print(stage: &Planned, arguments: &Arguments) -> Result<(), Failure> {
     if !stage.stage.is_empty() {
         output::line(style::paint(style::TITLE, &format!("\nstage {}", stage.stage)))?;
     }
     let of = &stage.plan.of;
     output::line(format!("{}\n", plan::table(&stage.plan).render()))?;
+    if let (Some(world), Some(strategy)) = (of.world_size, &of.strategy) {
+        output::line(format!("for each of {world} processes with strategy = \"{strategy}\""))?;
+    }
     output::line(format!(
         "{} parameters are trained; micro-batches of at most {} tokens, {} a step; recompute = \"{}\", offload = \"{}\"",
         table::count(of.trainable_parameters),
@@ -145,6 +186,7 @@ fn print(stage: &Planned) -> Result<(), Failure> {
         of.offload,
     ))?;
     let basis = match of.device.as_str() {
+        _ if arguments.teraflops.is_some() => "at the rate that was named",
         "cpu" => "at the rate of matrix products that was measured just now",
         _ => "an estimate: what such GPUs usually reach",
     };
@@ -152,6 +194,15 @@ fn print(stage: &Planned) -> Result<(), Failure> {
         "about {} a step ({basis})",
         indicatif::HumanDuration(std::time::Duration::from_secs_f64(stage.plan.step_seconds))
     ))?;
+    if let Some(bandwidth) = arguments.bandwidth {
+        output::line(format!(
+            "\nevery process has micro-batches of the recipe's size, sends {}/s while it receives as much, and waits {:.0} µs for \
+             each round of messages, which is assumed:\n{}",
+            indicatif::DecimalBytes(bandwidth as u64),
+            1e6 * LATENCY,
+            scaling::table(&stage.scaling).render()
+        ))?;
+    }
     let Some(proposals) = &stage.proposals else {
         return Ok(());
     };

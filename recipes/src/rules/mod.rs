@@ -1,6 +1,7 @@
 //! What a recipe must hold beyond what a schema can say.
 
 mod adapter;
+mod distributed;
 mod mixture;
 mod objective;
 mod quantization;
@@ -36,6 +37,7 @@ pub(crate) fn check(recipe: &Recipe) -> Vec<Finding> {
     optimizer(recipe, &mut findings);
     mixture::check(recipe, &mut findings);
     objective::check(recipe, &mut findings);
+    distributed::check(recipe, &mut findings);
     findings
 }
 

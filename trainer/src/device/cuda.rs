@@ -93,6 +93,15 @@ fn refuses(error: DriverError) -> NoDriver {
     NoDriver::Refuses(words.unwrap_or_else(|_| format!("{:?}", error.0)))
 }
 
+/// What tells a GPU from all others, whatever index a process sees it under; none when the driver does not say.
+pub fn uuid(index: usize) -> Option<String> {
+    driver().as_ref().ok()?.gpus.get(index)?;
+    let uuid = result::device::get(index as i32)
+        .and_then(result::device::get_uuid)
+        .ok()?;
+    Some(uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect())
+}
+
 /// Free and total bytes of a GPU's memory, all processes counted; none when the driver does not say. Takes the context that
 /// tensors on this GPU share, and lets it go.
 pub fn memory(index: usize) -> Option<(u64, u64)> {

@@ -9,6 +9,7 @@ use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use interlingua_data::cache;
 
 use super::gpu::Gpu;
+use super::mounts::is_shared;
 
 /// What is known about the compiled kernels of the GPU that this process uses.
 #[derive(Clone, Debug)]
@@ -26,7 +27,7 @@ static KERNELS: OnceLock<Kernels> = OnceLock::new();
 /// Everything else is as `cubecl.toml` and CubeCL's environment variables say.
 pub(super) fn set_up(gpu: &Gpu) -> &'static Kernels {
     KERNELS.get_or_init(|| {
-        let folder = cache::default_folder().join("kernels");
+        let folder = folder();
         let (major, minor) = gpu.capability;
         let name = format!("{}-{major}.{minor}", gpu.name).replace(' ', "-");
         let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
@@ -41,6 +42,17 @@ pub(super) fn set_up(gpu: &Gpu) -> &'static Kernels {
         let new = !cubecl::environment::path().exists();
         Kernels { folder, new }
     })
+}
+
+/// Where compiled kernels are kept. CubeCL's file of them is made for several processes of one host, which lock each other out in memory
+/// that they share; hosts that share a folder each get one of their own.
+fn folder() -> PathBuf {
+    let folder = cache::default_folder().join("kernels");
+    if !is_shared(&folder) {
+        return folder;
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    folder.join(host.trim())
 }
 
 /// The kernels of the GPU that this process uses; none before it uses one.

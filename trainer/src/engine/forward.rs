@@ -82,7 +82,7 @@ impl<'a> Forward<'a> {
         let mut x = model.embed(inputs, &forward.pass(false));
         for index in 0..blocks.min(last) {
             forward.keep_hidden(index, &x, boundaries);
-            model.bring(index + 1);
+            model.bring_ahead(index + 1);
             // Blocks below the lowest trainable parameter keep nothing.
             if index >= forward.lowest && !keeping.recompute {
                 let part = forward.build(x, index);
@@ -135,7 +135,7 @@ impl<'a> Forward<'a> {
             gradient = add(gradient, by_boundary.remove(&(index + 1)));
             let Some(above) = gradient.take() else { continue };
             if index > self.lowest {
-                self.model.bring(index - 1);
+                self.model.bring_ahead(index - 1);
             }
             gradient = match kept {
                 Kept::Graph(part) => part.backward(above, gradients),
@@ -145,6 +145,7 @@ impl<'a> Forward<'a> {
                     block.backward(&x, above, self.leads_further(index), gradients)
                 }
             };
+            self.model.reduce_spread(index, gradients);
         }
         if self.trains_embedding
             && let Some(gradient) = add(gradient, by_boundary.remove(&0))

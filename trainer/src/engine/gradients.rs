@@ -11,6 +11,8 @@ use crate::parameters::ParameterId;
 #[derive(Debug)]
 pub struct Gradients {
     by_parameter: BTreeMap<ParameterId, Tensor<1>>,
+    /// Of parameters that lie in pieces: this process's piece of the sum over all of them.
+    pieces: BTreeMap<ParameterId, Tensor<1>>,
     scale: f64,
 }
 
@@ -25,6 +27,7 @@ impl Gradients {
     pub fn scaled(scale: f64) -> Self {
         Self {
             by_parameter: BTreeMap::new(),
+            pieces: BTreeMap::new(),
             scale,
         }
     }
@@ -45,11 +48,17 @@ impl Gradients {
 
     /// Adds to what is there.
     pub fn add(&mut self, id: ParameterId, gradient: Tensor<1>) {
-        let sum = match self.by_parameter.remove(&id) {
-            Some(sum) => sum + gradient,
-            None => gradient,
-        };
-        self.by_parameter.insert(id, sum);
+        add(&mut self.by_parameter, id, gradient);
+    }
+
+    /// Adds to this process's piece of the gradient of a parameter that lies in pieces.
+    pub fn add_piece(&mut self, id: ParameterId, piece: Tensor<1>) {
+        add(&mut self.pieces, id, piece);
+    }
+
+    /// Takes the piece of a gradient out.
+    pub fn take_piece(&mut self, id: ParameterId) -> Option<Tensor<1>> {
+        self.pieces.remove(&id)
     }
 
     /// The gradient of one parameter.
@@ -81,10 +90,19 @@ impl Gradients {
     }
 
     fn multiply(&mut self, factor: f32) {
-        let gradients = std::mem::take(&mut self.by_parameter);
-        self.by_parameter = gradients
-            .into_iter()
-            .map(|(id, gradient)| (id, scale_in_place(gradient, factor)))
-            .collect();
+        for gradients in [&mut self.by_parameter, &mut self.pieces] {
+            *gradients = std::mem::take(gradients)
+                .into_iter()
+                .map(|(id, gradient)| (id, scale_in_place(gradient, factor)))
+                .collect();
+        }
     }
+}
+
+fn add(to: &mut BTreeMap<ParameterId, Tensor<1>>, id: ParameterId, gradient: Tensor<1>) {
+    let sum = match to.remove(&id) {
+        Some(sum) => sum + gradient,
+        None => gradient,
+    };
+    to.insert(id, sum);
 }

@@ -53,7 +53,7 @@ impl<'a> Pass<'a> {
     /// A parameter as the weight of a linear layer.
     pub fn weight(&self, id: ParameterId) -> Weight {
         match &self.parameters.get(id).value {
-            Stored::Dense(_) => Weight::Dense(self.matrix(id)),
+            Stored::Dense(_) | Stored::Spread(_) => Weight::Dense(self.matrix(id)),
             Stored::Packed(weight) => Weight::Packed(weight.clone()),
         }
     }

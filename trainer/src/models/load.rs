@@ -1,6 +1,7 @@
 //! A model out of a folder, tensor by tensor, or out of its config alone with random weights.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use interlingua_checkpoints::config::ModelConfig;
@@ -10,6 +11,7 @@ use interlingua_checkpoints::packed::Quantization;
 use super::Model;
 use super::decoder::Block;
 use super::weights::{Role, WeightSource};
+use crate::collectives::Collectives;
 use crate::error::TrainError;
 use crate::layers::linear::Linear;
 use crate::parameters::{Parameter, ParameterId, Parameters};
@@ -40,6 +42,8 @@ pub struct Storage<'a> {
     pub offload: bool,
     /// Where quantised weights are kept for later runs.
     pub cache: Option<&'a Path>,
+    /// The processes among which the weights of blocks are spread; absent: this one keeps them whole.
+    pub spread: Option<Arc<dyn Collectives>>,
 }
 
 impl Storage<'_> {
@@ -52,6 +56,7 @@ impl Storage<'_> {
             quantization: None,
             offload: false,
             cache: None,
+            spread: None,
         }
     }
 }

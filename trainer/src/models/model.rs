@@ -6,6 +6,7 @@ use burn::tensor::{DType, Device, Tensor};
 use interlingua_checkpoints::config::ModelConfig;
 
 use super::decoder::{Block, KeyValues};
+use crate::engine::gradients::Gradients;
 use crate::engine::inputs::Inputs;
 use crate::engine::pass::Pass;
 use crate::engine::tiles::TiledBlock;
@@ -13,6 +14,7 @@ use crate::layers::linear::Linear;
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::weight::{PackedWeight, Weight};
 use crate::parameters::{ParameterId, Parameters, Stored};
+use crate::spread::{self, Spread};
 
 /// A decoder-only model: embedding, blocks, final norm, head.
 #[derive(Clone, Debug)]
@@ -76,8 +78,15 @@ impl Model {
         };
         let pass = self.plain_pass();
         let mut x = self.embed(inputs, &pass);
-        for (block, seen) in self.blocks.iter().zip(seen) {
+        for (index, (block, seen)) in self.blocks.iter().zip(seen).enumerate() {
+            let together = self.is_spread();
+            if together {
+                self.bring(index);
+            }
             x = block.forward(x, inputs, &pass, Some(seen));
+            if together {
+                self.let_go(index);
+            }
         }
         self.final_norm(x, &pass)
     }
@@ -99,19 +108,74 @@ impl Model {
 
     /// Asks for the weights of a block that are kept elsewhere; none where there is no such block.
     pub fn bring(&self, index: usize) {
+        spread::bring(&self.spread_weights(index).map(|(_, weight)| weight).collect::<Vec<_>>());
         self.packed_weights(index).for_each(PackedWeight::bring);
+    }
+
+    /// The same while another block computes. Weights that lie in pieces on all processes are left for [`Model::bring`]: nothing is
+    /// sent while something is computed.
+    pub fn bring_ahead(&self, index: usize) {
+        let weights = self.packed_weights(index).filter(|weight| !weight.is_spread());
+        weights.for_each(PackedWeight::bring);
     }
 
     /// Lets the weights of a block that are kept elsewhere go again.
     pub fn let_go(&self, index: usize) {
+        self.spread_weights(index).for_each(|(_, weight)| weight.let_go());
         self.packed_weights(index).for_each(PackedWeight::let_go);
+    }
+
+    /// Whether some weights lie in pieces on all processes, so that every pass needs all of them.
+    pub fn is_spread(&self) -> bool {
+        self.parameters.iter().any(|(_, parameter)| match &parameter.value {
+            Stored::Dense(_) => false,
+            Stored::Packed(weight) => weight.is_spread(),
+            Stored::Spread(_) => true,
+        })
+    }
+
+    /// The weights of a block's linear layers that lie in pieces.
+    fn spread_weights(&self, index: usize) -> impl Iterator<Item = (ParameterId, &Spread)> {
+        let linears = self.blocks.get(index).map(Block::linears).into_iter().flatten();
+        linears.filter_map(|linear| Some((linear.weight, self.parameters.spread(linear.weight)?)))
+    }
+
+    /// Adds up over all processes what a block's backward pass gave for trained weights that lie in pieces, and keeps this process's
+    /// piece of it.
+    pub fn reduce_spread(&self, index: usize, gradients: &mut Gradients) {
+        for (id, weight) in self.spread_weights(index) {
+            if !self.parameters.get(id).trainable {
+                continue;
+            }
+            let gradient = gradients
+                .take(id)
+                .unwrap_or_else(|| Tensor::zeros([weight.len()], (&self.device, DType::F32)));
+            if let Some(piece) = weight.reduce(&gradient) {
+                gradients.add_piece(id, piece);
+            }
+        }
+    }
+
+    /// Puts every parameter that lies in pieces together, in the host memory of one process, to be written. All processes take part.
+    pub fn put_together(&mut self, keeps: bool) {
+        let ids: Vec<ParameterId> = self.parameters.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            if let Some(vector) = self.parameters.spread(id) {
+                let data = vector.values().into_data();
+                if keeps {
+                    let dtype = data.dtype();
+                    self.parameters
+                        .set_value(id, Tensor::from_data(data, (&Device::flex(), dtype)));
+                }
+            }
+        }
     }
 
     fn packed_weights(&self, index: usize) -> impl Iterator<Item = &PackedWeight> {
         let linears = self.blocks.get(index).map(Block::linears).into_iter().flatten();
         linears.filter_map(|linear| match &self.parameters.get(linear.weight).value {
             Stored::Packed(weight) => Some(weight),
-            Stored::Dense(_) => None,
+            Stored::Dense(_) | Stored::Spread(_) => None,
         })
     }
 
@@ -119,7 +183,7 @@ impl Model {
     pub fn output_of_blocks(&self, inputs: &Inputs, count: usize) -> Tensor<2> {
         let embedded = self.embed(inputs, &self.plain_pass());
         (0..count).fold(embedded, |x, index| {
-            self.bring(index + 1);
+            self.bring_ahead(index + 1);
             TiledBlock::new(self, index, inputs).forward(&x)
         })
     }

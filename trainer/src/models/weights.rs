@@ -12,6 +12,7 @@ use crate::error::TrainError;
 use crate::ops::weight::PackedWeight;
 use crate::parameters::Stored;
 use crate::random::{key, normal, text_key};
+use crate::spread::Spread;
 
 /// What a parameter is for, which decides how it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,19 @@ impl<'a> WeightSource<'a> {
         let Storage {
             dtype, device, offload, ..
         } = self.storage;
+        if let Some(collectives) = self.storage.spread.as_ref().filter(|_| role == Role::Linear) {
+            return Ok(match (self.kept(name, role), matrix) {
+                (Kept::Quantised, Some(shape)) => {
+                    let packed = self.quantised(name, shape)?;
+                    Stored::Packed(PackedWeight::spread(&packed, device, collectives))
+                }
+                _ => {
+                    let dtype = if self.trains(name) { DType::F32 } else { *dtype };
+                    let whole = tensor(self.numbers(name, shape)?, device, dtype);
+                    Stored::Spread(Box::new(Spread::cut(&whole, collectives)))
+                }
+            });
+        }
         Ok(match (self.kept(name, role), matrix) {
             (Kept::Dense, _) | (_, None) => {
                 let dtype = if self.trains(name) { DType::F32 } else { *dtype };

@@ -6,6 +6,8 @@
 mod cube;
 mod flex;
 
+use std::sync::Arc;
+
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -16,6 +18,8 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use interlingua_checkpoints::packed::{self, LEVELS, Packed};
 
 use super::{as_indices, runs_on_cube, runs_on_flex};
+use crate::collectives::Collectives;
+use crate::spread::{Spread, SpreadInt};
 
 /// Scales that share a scale of their own, where scales are in 8 bits.
 pub const NESTED_BLOCK: usize = 256;
@@ -74,7 +78,87 @@ pub enum Scales {
     },
 }
 
+/// A weight on devices of which each process keeps a piece.
+#[derive(Clone, Debug)]
+pub struct SpreadPacked {
+    codes: SpreadInt,
+    /// f32.
+    scales: Option<Spread>,
+    /// u8, where the scales are in 8 bits.
+    scale_codes: Option<SpreadInt>,
+    /// The weight with nothing in it: what does not lie in pieces.
+    rest: DevicePacked,
+}
+
+impl SpreadPacked {
+    /// This process's piece of a weight that every process has.
+    pub fn cut(whole: &DevicePacked, collectives: &Arc<dyn Collectives>) -> Self {
+        let mut rest = whole.clone();
+        let (codes, floats, scale_codes) = rest.vectors();
+        let (mut spread_floats, mut spread_codes) = (None, None);
+        let spread = SpreadInt::cut(codes, collectives);
+        *codes = empty_codes(codes);
+        if let Some(floats) = floats {
+            spread_floats = Some(Spread::cut(floats, collectives));
+            *floats = Tensor::zeros([1], (&floats.device(), floats.dtype()));
+        }
+        if let Some(codes) = scale_codes {
+            spread_codes = Some(SpreadInt::cut(codes, collectives));
+            *codes = empty_codes(codes);
+        }
+        Self {
+            codes: spread,
+            scales: spread_floats,
+            scale_codes: spread_codes,
+            rest,
+        }
+    }
+
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.rest.shape()
+    }
+
+    /// The whole weight. All processes take part.
+    pub fn together(&self) -> DevicePacked {
+        let mut whole = self.rest.clone();
+        let (codes, floats, scale_codes) = whole.vectors();
+        *codes = self.codes.values();
+        if let (Some(floats), Some(spread)) = (floats, &self.scales) {
+            *floats = spread.values();
+        }
+        if let (Some(codes), Some(spread)) = (scale_codes, &self.scale_codes) {
+            *codes = spread.values();
+        }
+        whole
+    }
+}
+
+fn empty_codes(codes: &Tensor<1, Int>) -> Tensor<1, Int> {
+    Tensor::zeros([1], (&codes.device(), codes.dtype()))
+}
+
+/// The vectors of a weight: its codes, its scales, and their codes.
+type Vectors<'a> = (
+    &'a mut Tensor<1, Int>,
+    Option<&'a mut Tensor<1>>,
+    Option<&'a mut Tensor<1, Int>>,
+);
+
 impl DevicePacked {
+    /// The vectors that grow with the weight.
+    fn vectors(&mut self) -> Vectors<'_> {
+        match self {
+            Self::Int8 { codes, scales, .. } => (codes, Some(scales), None),
+            Self::Nf4 { codes, scales, .. } => match scales {
+                Scales::Plain(scales) => (codes, Some(scales), None),
+                Scales::Double {
+                    codes: scales, nested, ..
+                } => (codes, Some(nested), Some(scales)),
+            },
+        }
+    }
+
     /// A quantised weight on a device; none of floats.
     pub fn upload(packed: &Packed, device: &Device) -> Option<Self> {
         let shape = packed.shape();

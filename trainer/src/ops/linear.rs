@@ -51,7 +51,7 @@ pub fn linear(x: Tensor<2>, weight: impl Into<Weight>, bias: Option<Tensor<1>>, 
     let (weight, packed) = match weight {
         Weight::Dense(weight) => (Some(weight), None),
         Weight::Packed(weight) => match weight.on_host() {
-            Some(packed) => (None, Some(packed.clone())),
+            Some(packed) => (None, Some(packed)),
             None => (Some(weight.dense(DType::F32)), None),
         },
     };
@@ -125,7 +125,7 @@ pub fn input_gradient(gradient: Tensor<2>, weight: &Weight) -> Tensor<2> {
     match (packed, plain(gradient)) {
         (Some(packed), Ok(gradient)) => {
             let (view, tokens, _) = matrix(&gradient);
-            let values = weight::input_gradient(view, packed);
+            let values = weight::input_gradient(view, &packed);
             Tensor::from_primitive::<Flex>(tensor(values, [tokens, packed.shape()[1]]))
         }
         (_, Ok(gradient)) => Tensor::from_primitive::<Flex>(gradient).matmul(weight.dense(dtype)),

@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use interlingua_checkpoints::dtype::Dtype;
-use interlingua_checkpoints::packed::{Format, Packed};
+use interlingua_checkpoints::packed::{Format, Outline, Packed};
 use rayon::prelude::*;
 
-use super::dequantize::{DevicePacked, dequantize};
+use super::dequantize::{DevicePacked, SpreadPacked, dequantize};
 use super::flex::write_all;
 use super::is_cube;
 use super::matrix::{Matrix, multiply_columns};
+use crate::collectives::Collectives;
+use crate::spread::SpreadBytes;
 
 /// Elements of a tile: 8 MiB of f32, so that products are large enough for full speed and a tile is small beside a weight.
 const TILE_ELEMENTS: usize = 2 << 20;
@@ -75,6 +77,17 @@ enum Place {
         packed: Arc<Packed>,
         brought: Arc<Mutex<Option<OnDevice>>>,
     },
+    /// In pieces in the host memory of all processes.
+    SpreadHost {
+        pieces: SpreadBytes,
+        outline: Outline,
+        brought: Arc<Mutex<Option<Arc<Packed>>>>,
+    },
+    /// In pieces on the GPUs of all processes.
+    SpreadDevice {
+        pieces: Arc<SpreadPacked>,
+        brought: Arc<Mutex<Option<Arc<DevicePacked>>>>,
+    },
 }
 
 /// A weight on its device, for the time of a product.
@@ -121,11 +134,44 @@ impl PackedWeight {
         }
     }
 
+    /// A weight of which this process keeps a piece; it comes together for the time that its block computes.
+    pub fn spread(packed: &Packed, device: &Device, collectives: &Arc<dyn Collectives>) -> Self {
+        let uploaded = has_memory_of_its_own(device).then(|| DevicePacked::upload(packed, device));
+        let place = match uploaded.flatten() {
+            Some(uploaded) => Place::SpreadDevice {
+                pieces: Arc::new(SpreadPacked::cut(&uploaded, collectives)),
+                brought: Arc::default(),
+            },
+            None => {
+                let (bytes, outline) = packed.flatten();
+                Place::SpreadHost {
+                    pieces: SpreadBytes::cut(&bytes, collectives),
+                    outline,
+                    brought: Arc::default(),
+                }
+            }
+        };
+        Self {
+            device: device.clone(),
+            place,
+        }
+    }
+
+    /// Whether it lies in pieces on all processes.
+    pub fn is_spread(&self) -> bool {
+        matches!(self.place, Place::SpreadHost { .. } | Place::SpreadDevice { .. })
+    }
+
     /// The weight on the host; none where it is in the memory of a GPU alone.
-    pub fn on_host(&self) -> Option<&Arc<Packed>> {
+    pub fn on_host(&self) -> Option<Arc<Packed>> {
         match &self.place {
-            Place::Host(packed) | Place::Offloaded { packed, .. } => Some(packed),
-            Place::Device(_) => None,
+            Place::Host(packed) | Place::Offloaded { packed, .. } => Some(packed.clone()),
+            Place::SpreadHost {
+                pieces,
+                outline,
+                brought,
+            } => here_or(brought, || together(pieces, outline)),
+            Place::Device(_) | Place::SpreadDevice { .. } => None,
         }
     }
 
@@ -134,6 +180,8 @@ impl PackedWeight {
         match &self.place {
             Place::Host(packed) | Place::Offloaded { packed, .. } => packed.shape(),
             Place::Device(packed) => packed.shape(),
+            Place::SpreadHost { outline, .. } => outline.shape(),
+            Place::SpreadDevice { pieces, .. } => pieces.shape(),
         }
     }
 
@@ -148,6 +196,22 @@ impl PackedWeight {
                     *brought = Some(self.uploaded(packed));
                 }
             }
+            Place::SpreadHost {
+                pieces,
+                outline,
+                brought,
+            } => {
+                let mut brought = brought.lock().unwrap_or_else(PoisonError::into_inner);
+                if brought.is_none() {
+                    *brought = together(pieces, outline);
+                }
+            }
+            Place::SpreadDevice { pieces, brought } => {
+                let mut brought = brought.lock().unwrap_or_else(PoisonError::into_inner);
+                if brought.is_none() {
+                    *brought = Some(Arc::new(pieces.together()));
+                }
+            }
         }
     }
 
@@ -160,6 +224,8 @@ impl PackedWeight {
                 *brought.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 packed.release();
             }
+            Place::SpreadHost { brought, .. } => *brought.lock().unwrap_or_else(PoisonError::into_inner) = None,
+            Place::SpreadDevice { brought, .. } => *brought.lock().unwrap_or_else(PoisonError::into_inner) = None,
         }
     }
 
@@ -172,6 +238,8 @@ impl PackedWeight {
                 let brought = brought.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 brought.unwrap_or_else(|| self.uploaded(packed))
             }
+            Place::SpreadHost { .. } => OnDevice::Dense(self.dense(dtype)),
+            Place::SpreadDevice { pieces, brought } => OnDevice::Packed(device_parts(pieces, brought)),
         };
         match here {
             OnDevice::Dense(weight) if weight.dtype() != dtype => OnDevice::Dense(weight.cast(dtype)),
@@ -192,6 +260,11 @@ impl PackedWeight {
         match &self.place {
             Place::Host(packed) | Place::Offloaded { packed, .. } => decoded(packed, &self.device, dtype),
             Place::Device(packed) => dequantize(packed, dtype),
+            Place::SpreadHost { .. } => match self.on_host() {
+                Some(packed) => decoded(&packed, &self.device, dtype),
+                None => Tensor::zeros(self.shape(), (&self.device, dtype)),
+            },
+            Place::SpreadDevice { pieces, brought } => dequantize(&device_parts(pieces, brought), dtype),
         }
     }
 
@@ -214,6 +287,22 @@ impl PackedWeight {
             .for_each(|(values, row)| packed.decode_rows(*row as usize..*row as usize + 1, values));
         on_device(values, [rows.len(), columns], &self.device, dtype)
     }
+}
+
+/// What is here, or what `make` makes.
+fn here_or<T: Clone>(here: &Mutex<Option<T>>, make: impl FnOnce() -> Option<T>) -> Option<T> {
+    let here = here.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    here.or_else(make)
+}
+
+/// The pieces of all processes, put together.
+fn together(pieces: &SpreadBytes, outline: &Outline) -> Option<Arc<Packed>> {
+    outline.restore(&pieces.values()).map(Arc::new)
+}
+
+fn device_parts(pieces: &SpreadPacked, brought: &Mutex<Option<Arc<DevicePacked>>>) -> Arc<DevicePacked> {
+    let here = brought.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    here.unwrap_or_else(|| Arc::new(pieces.together()))
 }
 
 /// Whether tensors of a device live in other memory than the host's.

@@ -1,6 +1,6 @@
 //! What fits into a budget: the largest batch at the recipe's length, and the longest sequence.
 
-use interlingua_recipes::Offload;
+use interlingua_recipes::{Offload, Strategy};
 
 use super::settings::{DeviceKind, Settings};
 use super::{Plan, Planner};
@@ -74,7 +74,14 @@ impl Planner {
             }
             offloads
         });
-        step(&|next| std::mem::replace(&mut next.offload, Offload::Weights) != Offload::Weights);
+        step(&|next| {
+            // Processes that keep pieces of the weights keep them on their devices.
+            let offloads = next.strategy != Strategy::Zero3 && next.offload != Offload::Weights;
+            if offloads {
+                next.offload = Offload::Weights;
+            }
+            offloads
+        });
         ladder
     }
 

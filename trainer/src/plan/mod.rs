@@ -2,14 +2,17 @@
 //!
 //! Parts are those that a person can do something about. Each is given at its own highest moment; these moments differ, so
 //! `total`, the highest moment of all together, can be less than their sum. How much each operation keeps for its backward pass
-//! stands in [`block`], the moments of a step in [`moments`], what the numbers of parameters are in [`shapes`].
+//! stands in [`block`], the moments of a step in [`moments`], what the numbers of parameters are in [`shapes`]. Where several
+//! processes share a run, a plan is of one of them: [`shares`] has what it holds, [`scaling`] how fast all of them are.
 
 pub mod block;
 pub mod budget;
 pub mod moments;
 mod plain;
+pub mod scaling;
 pub mod settings;
 pub mod shapes;
+pub mod shares;
 #[cfg(test)]
 mod tests;
 pub mod time;
@@ -54,6 +57,12 @@ pub struct Subject {
     pub offload: String,
     /// Numbers that are trained.
     pub trainable_parameters: u64,
+    /// Processes that share the run, where there are several: then the plan is of one of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub world_size: Option<usize>,
+    /// What each of several processes holds: `ddp`, `zero1` or `zero3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<String>,
 }
 
 /// Bytes on the device by part.
@@ -170,6 +179,7 @@ impl Planner {
     /// The plan under other settings.
     pub fn under(&self, settings: &Settings) -> Plan {
         let (device, host) = moments::memory(&self.config, &self.shapes, settings);
+        let has_others = settings.world > 1;
         Plan {
             device,
             host,
@@ -182,14 +192,18 @@ impl Planner {
                 recompute: if settings.recompute { "block" } else { "none" }.to_owned(),
                 offload: settings.offload.name().to_owned(),
                 trainable_parameters: self.trainable_parameters(),
+                world_size: has_others.then_some(settings.world),
+                strategy: has_others.then(|| settings.strategy.name().to_owned()),
             },
         }
     }
 
     /// Decides what `recompute = "auto"` means: graphs are kept where they fit into the budget or, without one, into the memory
-    /// that is available; where neither is known, they are kept.
+    /// that is available; where neither is known, they are kept. Weights that processes share are gone before the backward pass,
+    /// and graphs with them. Set the number of processes before.
     pub fn decide(&mut self, wanted: Recompute, budget: Option<u64>, available: Option<u64>) {
         self.settings.recompute = match wanted {
+            _ if self.settings.spreads_blocks() => true,
             Recompute::None => false,
             Recompute::Block => true,
             Recompute::Auto => {

@@ -7,7 +7,8 @@ use super::block::{Graph, Sizes, graph};
 use super::plain::PRODUCT;
 use super::settings::{DeviceKind, Settings};
 use super::shapes::Shapes;
-use super::weights::{self, F32, WeightBytes};
+use super::shares::{BlockShare, Share, piece};
+use super::weights::{self, F32, Gathered, WeightBytes};
 use super::{DeviceMemory, HostMemory};
 use crate::engine::head::chunk_rows_of;
 use crate::optimizers::moments::MomentFormat;
@@ -45,7 +46,7 @@ pub fn memory(config: &ModelConfig, shapes: &Shapes, settings: &Settings) -> (De
     let step = Step::new(config, shapes, settings, weights);
     let adapter: u64 = shapes.adapter.iter().map(|elements| F32 * elements).sum();
     // A copy of the model shares what is frozen, and keeps what is trained as it was.
-    let copies = settings.initial_copies * F32 * shapes.trained_elements();
+    let copies = settings.initial_copies * F32 * step.share.kept;
     let optimizer = weights::optimizer(shapes, settings);
     let workspace = step.workspace();
     let mut device = DeviceMemory {
@@ -83,6 +84,9 @@ struct Step<'a> {
     graphs: Vec<Graph>,
     lowest: usize,
     weights: WeightBytes,
+    share: Share,
+    block_shares: Vec<BlockShare>,
+    gathered: Vec<Gathered>,
 }
 
 impl<'a> Step<'a> {
@@ -104,6 +108,9 @@ impl<'a> Step<'a> {
             graphs: graphs.collect(),
             lowest,
             weights,
+            share: Share::of(shapes, settings),
+            block_shares: BlockShare::of(shapes, settings),
+            gathered: weights::gathered(shapes, settings),
         }
     }
 
@@ -230,13 +237,16 @@ impl<'a> Step<'a> {
 
     fn moments(&self) -> Vec<Moment> {
         let settings = self.settings;
-        let all_gradients = F32 * self.shapes.trained_elements();
+        let all_gradients = F32 * self.share.kept;
         // The gradients of micro-batches before this one.
         let before = if settings.accumulation > 1 { all_gradients } else { 0 };
         let mut moments = vec![Moment {
             gradients: all_gradients,
             ..Moment::default()
         }];
+        if settings.world > 1 {
+            moments.extend(self.processes_meet());
+        }
         moments.extend(self.evaluation());
         if settings.checkpoints {
             moments.push(self.checkpoint());
@@ -251,6 +261,42 @@ impl<'a> Step<'a> {
             moments.push(self.embedding(all_gradients));
         }
         moments
+    }
+
+    /// The end of a step of several processes: all gradients and a bucket of them; and, where each process updates pieces, a bucket
+    /// of new values, as it came and as parameters.
+    fn processes_meet(&self) -> [Moment; 2] {
+        let Share {
+            kept, updated, bucket, ..
+        } = self.share;
+        let values = if self.settings.moment_pieces() > 1 {
+            2 * bucket
+        } else {
+            0
+        };
+        [
+            Moment {
+                gradients: F32 * (kept + bucket),
+                ..Moment::default()
+            },
+            Moment {
+                gradients: F32 * updated,
+                other: F32 * values,
+                ..Moment::default()
+            },
+        ]
+    }
+
+    /// A block's weights on their way from all processes: as they came, beside what they become.
+    fn comes_together(&self, tokens: u64, block: usize, gradients: u64) -> Option<Moment> {
+        let bytes = self.gathered[block].bytes;
+        (bytes > 0).then(|| Moment {
+            gradients,
+            block_inputs: self.device_block_inputs(tokens, block + 1),
+            activations: self.states(tokens, 2 * self.sizes.hidden),
+            other: bytes,
+            ..Moment::default()
+        })
     }
 
     /// A reference at work, and the head: all that was kept, the last hidden state with its gradient, and a chunk of logits.
@@ -322,8 +368,10 @@ impl<'a> Step<'a> {
     fn backward(&self, tokens: u64, before: u64, last: usize) -> Vec<Moment> {
         let mut done = 0;
         let hidden = self.states(tokens, self.sizes.hidden);
-        let blocks = (self.lowest..last).rev().map(|block| {
+        let blocks = (self.lowest..last).rev().flat_map(|block| {
+            let share = self.block_shares[block];
             let own = F32 * self.shapes.blocks[block].trained_elements;
+            let stays = own - F32 * (share.whole - share.pieces);
             let graph = self.graphs[block];
             let activations = if self.settings.recompute {
                 let again = self.sizes.backward_again(&graph, tokens, self.settings.tile());
@@ -335,16 +383,26 @@ impl<'a> Step<'a> {
                 let kept: u64 = (self.lowest..=block).map(|block| self.graph_bytes(tokens, block)).sum();
                 kept + self.states(tokens, graph.backward)
             };
-            let gradients = before.max(done) + own;
-            done += own;
-            Moment {
+            let earlier = before.max(done);
+            let gradients = earlier + own;
+            done += stays;
+            let computes = Moment {
                 gradients,
                 block_inputs: self.device_block_inputs(tokens, block + 1),
                 // The last hidden state stays until the end of the pass.
                 activations: activations + hidden,
                 logits: 0,
                 other: 0,
-            }
+            };
+            // Where processes keep pieces, the block's gradients are added up behind it, layer by layer; the gradient of its input is
+            // there too.
+            let adds_up = (share.layers > 0).then_some(Moment {
+                gradients: gradients + F32 * share.largest,
+                activations: 2 * hidden,
+                ..computes
+            });
+            let together = self.comes_together(tokens, block, earlier);
+            together.into_iter().chain([computes]).chain(adds_up)
         });
         blocks.collect()
     }
@@ -394,9 +452,17 @@ impl<'a> Step<'a> {
     /// A tensor on its way into a checkpoint: its values as bytes, as numbers, and as bytes of the file. Codes of moments are
     /// written together.
     fn checkpoint(&self) -> Moment {
-        let largest = self.shapes.trained().max().unwrap_or(0);
+        let linears = self.shapes.trained_linears();
+        let linears = linears.map(|elements| {
+            if self.settings.spreads_blocks() {
+                piece(elements, self.settings.world)
+            } else {
+                elements
+            }
+        });
+        let largest = linears.chain(self.shapes.trained_elsewhere()).max().unwrap_or(0);
         let codes = match self.settings.moments {
-            MomentFormat::EightBits => 2 * self.shapes.trained_elements(),
+            MomentFormat::EightBits => 2 * self.share.updated,
             MomentFormat::F32 | MomentFormat::Bf16 => 0,
         };
         match self.settings.device {

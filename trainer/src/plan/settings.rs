@@ -9,7 +9,7 @@ use interlingua_checkpoints::packed::{Quantization, Scheme};
 use interlingua_checkpoints::quantization_config::StoredQuantization;
 use interlingua_recipes::{
     AdapterKind, AuxiliaryKind, BlockInputs, Dtype, Format, Init, Layer, Offload, Recipe, Recompute, ReferenceAdapter,
-    Route,
+    Route, Strategy,
 };
 
 use super::time;
@@ -110,6 +110,10 @@ pub struct Settings {
     pub other_weights: u64,
     /// Whether checkpoints are written between steps.
     pub checkpoints: bool,
+    /// Processes that share the run; a plan is of one of them.
+    pub world: usize,
+    /// What each of several processes holds.
+    pub strategy: Strategy,
     /// Threads that compute.
     pub threads: u64,
     /// Bytes of the second-level cache that a thread has.
@@ -122,7 +126,7 @@ pub struct Settings {
 
 impl Settings {
     /// Those of a recipe for a model of this shape. With `recompute = "auto"` blocks keep their graphs; see
-    /// [`super::Planner::decide`].
+    /// [`super::Planner::decide`]. Of one process.
     pub fn of(
         recipe: &Recipe,
         config: &ModelConfig,
@@ -198,6 +202,8 @@ impl Settings {
             initial_copies: u64::from(shares || keeps_close),
             other_weights: other_weights(recipe, number),
             checkpoints: checkpoints(recipe),
+            world: 1,
+            strategy: recipe.distributed.strategy,
             threads: threads(),
             cache: second_level_cache().unwrap_or(CACHE),
             rate: time::assumed_rate(device, threads()),
@@ -214,6 +220,19 @@ impl Settings {
             row_tokens: self.row_tokens.min(self.sequences * length),
             accumulation: (self.rows * self.accumulation).div_ceil(rows),
             ..self.clone()
+        }
+    }
+
+    /// Whether each process keeps only pieces of the weights of linear layers in blocks, which come together block by block.
+    pub fn spreads_blocks(&self) -> bool {
+        self.world > 1 && self.strategy == Strategy::Zero3
+    }
+
+    /// Among how many processes the optimizer's moments are cut.
+    pub fn moment_pieces(&self) -> usize {
+        match self.strategy {
+            Strategy::Ddp => 1,
+            Strategy::Zero1 | Strategy::Zero3 => self.world,
         }
     }
 

@@ -167,8 +167,24 @@ impl Shapes {
 
     /// The sizes of all parameters that are trained.
     pub fn trained(&self) -> impl Iterator<Item = u64> + '_ {
-        let base = self.base.iter().filter(|parameter| parameter.trained);
-        base.map(BaseParameter::elements).chain(self.adapter.iter().copied())
+        self.trained_linears().chain(self.trained_elsewhere())
+    }
+
+    /// The sizes of those that are weights of the base's linear layers in blocks.
+    pub fn trained_linears(&self) -> impl Iterator<Item = u64> + '_ {
+        self.trained_base(true)
+    }
+
+    /// The sizes of the others: embedding, head, norms and biases, and the adapter's.
+    pub fn trained_elsewhere(&self) -> impl Iterator<Item = u64> + '_ {
+        self.trained_base(false).chain(self.adapter.iter().copied())
+    }
+
+    fn trained_base(&self, linear: bool) -> impl Iterator<Item = u64> + '_ {
+        let base = self.base.iter();
+        let trained =
+            base.filter(move |parameter| parameter.trained && (parameter.place == Place::BlockLinear) == linear);
+        trained.map(BaseParameter::elements)
     }
 
     /// The lowest block that something is trained in or below; the number of blocks when there is none.

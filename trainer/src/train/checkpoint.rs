@@ -94,8 +94,9 @@ pub fn write(
 ) -> Result<(), TrainError> {
     let is_first = piece.0 == 0;
     if is_first {
-        let parameters = trained.iter().map(|id| model.parameters.get(*id));
-        let parameters: BTreeMap<&str, &Parameter> = parameters
+        let whole = trained.iter().filter(|id| model.parameters.spread(**id).is_none());
+        let parameters: BTreeMap<&str, &Parameter> = whole
+            .map(|id| model.parameters.get(*id))
             .map(|parameter| (parameter.name.as_str(), parameter))
             .collect();
         let specs = parameters.values().map(|parameter| TensorSpec {
@@ -105,6 +106,22 @@ pub fn write(
         });
         write_each(&folder.join(PARAMETERS), specs.collect(), |name| {
             parameters.get(name).map(|parameter| host_tensor(parameter, Dtype::F32))
+        })?;
+    }
+    let spread = trained
+        .iter()
+        .filter_map(|id| Some((*id, model.parameters.spread(*id)?.own()?)));
+    let spread: BTreeMap<&str, Tensor<1>> = spread
+        .map(|(id, own)| (model.parameters.get(id).name.as_str(), own))
+        .collect();
+    if trained.iter().any(|id| model.parameters.spread(*id).is_some()) {
+        let specs = spread.iter().map(|(name, own)| TensorSpec {
+            name: (*name).to_owned(),
+            dtype: Dtype::F32,
+            shape: vec![own.dims()[0]],
+        });
+        write_each(&folder.join(of_piece(PARAMETERS, piece)), specs.collect(), |name| {
+            spread.get(name).map(host)
         })?;
     }
     let (mut floats, mut codes) = (BTreeMap::new(), BTreeMap::new());
@@ -196,19 +213,33 @@ fn read_state(folder: &Path) -> Result<RunState, TrainError> {
 /// What is said where a checkpoint lacks something.
 const ADVICE: &str = "the checkpoint belongs to another recipe or model";
 
-/// The moments of a checkpoint, in one file or in a piece of each process that wrote it.
-struct SavedMoments {
-    folder: PathBuf,
-    pieces: Vec<(TensorsFile, Option<TensorsFile>)>,
+/// What a process wrote into a checkpoint for itself.
+struct SavedPiece {
+    moments: TensorsFile,
+    codes: Option<TensorsFile>,
+    /// Its pieces of parameters.
+    parameters: Option<TensorsFile>,
 }
 
-impl SavedMoments {
+/// What the processes wrote into a checkpoint, each for itself.
+struct Saved {
+    folder: PathBuf,
+    pieces: Vec<SavedPiece>,
+}
+
+impl Saved {
     fn open(folder: &Path, pieces: usize) -> Result<Self, TrainError> {
         let files = (0..pieces).map(|rank| {
             let path = |name: &str| folder.join(of_piece(name, (rank, pieces)));
-            let codes = path(CODES);
-            let codes = codes.is_file().then(|| TensorsFile::open(&codes)).transpose()?;
-            Ok((TensorsFile::open(&path(MOMENTS))?, codes))
+            let open = |name: &str| {
+                let path = path(name);
+                path.is_file().then(|| TensorsFile::open(&path)).transpose()
+            };
+            Ok(SavedPiece {
+                moments: TensorsFile::open(&path(MOMENTS))?,
+                codes: open(CODES)?,
+                parameters: open(PARAMETERS)?,
+            })
         });
         Ok(Self {
             folder: folder.to_owned(),
@@ -228,7 +259,7 @@ impl SavedMoments {
     fn joined<T>(
         &self,
         length: usize,
-        read: impl Fn(&(TensorsFile, Option<TensorsFile>), usize) -> Result<Vec<T>, TrainError>,
+        read: impl Fn(&SavedPiece, usize) -> Result<Vec<T>, TrainError>,
     ) -> Result<Vec<T>, TrainError> {
         let mut values = Vec::new();
         for (rank, files) in self.pieces.iter().enumerate() {
@@ -240,24 +271,33 @@ impl SavedMoments {
         Ok(values)
     }
 
+    /// The values of a parameter that was saved in pieces.
+    fn parameter(&self, name: &str, length: usize) -> Result<Vec<f32>, TrainError> {
+        self.joined(length, |saved, count| {
+            let file = saved.parameters.as_ref().ok_or_else(|| self.missing(name))?;
+            let values = file.read_f32(name, &[count], ADVICE)?;
+            Ok(values.ok_or_else(|| self.missing(name))?)
+        })
+    }
+
     fn floats(&self, name: &str, length: usize) -> Result<Vec<f32>, TrainError> {
-        self.joined(length, |(floats, _), count| {
-            let values = floats.read_f32(name, &[count], ADVICE)?;
+        self.joined(length, |saved, count| {
+            let values = saved.moments.read_f32(name, &[count], ADVICE)?;
             Ok(values.ok_or_else(|| self.missing(name))?)
         })
     }
 
     fn scales(&self, name: &str, length: usize) -> Result<Vec<f32>, TrainError> {
         let name = format!("{name}.scales");
-        self.joined(length, |(floats, _), count| {
-            let values = floats.read_f32(&name, &[count.div_ceil(BLOCK)], ADVICE)?;
+        self.joined(length, |saved, count| {
+            let values = saved.moments.read_f32(&name, &[count.div_ceil(BLOCK)], ADVICE)?;
             Ok(values.ok_or_else(|| self.missing(&name))?)
         })
     }
 
     fn codes(&self, name: &str, length: usize) -> Result<Vec<u8>, TrainError> {
-        self.joined(length, |(_, codes), count| {
-            let codes = codes.as_ref().and_then(|file| file.bytes(name));
+        self.joined(length, |saved, count| {
+            let codes = saved.codes.as_ref().and_then(|file| file.bytes(name));
             let codes = codes.filter(|codes| codes.len() == count);
             Ok(codes.ok_or_else(|| self.missing(name))?.to_vec())
         })
@@ -274,18 +314,25 @@ pub fn restore(
 ) -> Result<RunState, TrainError> {
     let state = read_state(folder)?;
     let parameters = TensorsFile::open(&folder.join(PARAMETERS))?;
-    let saved = SavedMoments::open(folder, state.pieces)?;
+    let saved = Saved::open(folder, state.pieces)?;
     let device = model.device.clone();
     for id in trained {
         let parameter = model.parameters.get(*id).clone();
-        let values = parameters.read_f32(&parameter.name, &parameter.shape, ADVICE)?;
-        let values = values.ok_or_else(|| saved.missing(&parameter.name))?;
-        model.parameters.set_value(*id, tensor(values, &device, DType::F32));
+        let length = parameter.len();
+        let values = match parameters.read_f32(&parameter.name, &parameter.shape, ADVICE)? {
+            Some(values) => values,
+            None => saved.parameter(&parameter.name, length)?,
+        };
+        let own = piece(length, rank, world);
+        if model.parameters.spread(*id).is_none() {
+            model.parameters.set_value(*id, tensor(values, &device, DType::F32));
+        } else if !own.is_empty() {
+            let values = values[own.clone()].to_vec();
+            model.parameters.set_piece(*id, tensor(values, &device, DType::F32));
+        }
         let Some(step) = state.updates.get(&parameter.name).copied() else {
             continue;
         };
-        let length = parameter.len();
-        let own = piece(length, rank, world);
         if own.is_empty() {
             continue;
         }

@@ -9,7 +9,7 @@ use interlingua_data::prepare::Prepared;
 use interlingua_recipes::{BlockInputs, Offload, Recipe};
 
 use super::ranks::{numbers, on_this_host};
-use super::setup::Base;
+use super::setup::{Base, spreads};
 use crate::collectives::Collectives;
 use crate::device::{available_bytes, kind};
 use crate::engine::keeping::Keeping;
@@ -55,7 +55,8 @@ pub fn planner(
     planner.decide(recipe.memory.recompute, budget, available);
     // All processes do the same.
     let recompute = numbers(collectives, u64::from(planner.settings.recompute));
-    planner.settings.recompute = recompute.contains(&1);
+    // A kept graph would hold weights that came together from all processes.
+    planner.settings.recompute = recompute.contains(&1) || spreads(recipe, collectives);
     if let Some(budget) = budget {
         planner.check(budget)?;
     }

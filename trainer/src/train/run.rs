@@ -112,9 +112,9 @@ pub fn run(
     memory::cap(recipe);
     let selection = Selection::of(recipe)?;
     working_on(c"the weights of the model");
-    let mut model = base.load(recipe, &selection, &data)?;
+    let mut model = base.load(recipe, &selection, &data, collectives)?;
     let trained = selection.all(&model);
-    let together = false;
+    let together = model.is_spread();
     let mut optimizer = AdamW::of(&recipe.optimizer);
     let evaluator = Evaluator::new(recipe, &tokenizer, &base.config)?;
     // Before a checkpoint is put in: the reference is the model as at step 0.
@@ -355,6 +355,15 @@ impl Run<'_> {
             self.evaluate(evaluator, observe)?;
         }
         self.save(observe)?;
+        if self.together
+            && self
+                .selection
+                .all(&self.model)
+                .iter()
+                .any(|id| self.model.parameters.spread(*id).is_some())
+        {
+            self.model.put_together(self.metrics.is_some());
+        }
         if let Some(metrics) = &self.metrics {
             // The rows of a long run are many, so they are read back rather than kept.
             let rows = metrics.read()?;
@@ -392,13 +401,18 @@ impl Run<'_> {
 
     /// Where a device compiles kernels when they are first used, and has none yet: computes a step whose result nobody looks at.
     fn compile_kernels(&self, observe: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
-        let Some(folder) = compiles_into(&self.model.device).filter(|_| self.state.step < self.total_steps) else {
+        let folder = compiles_into(&self.model.device).filter(|_| self.state.step < self.total_steps);
+        // What one of the processes computes needs all of them.
+        let compile = ranks::numbers(&**self.collectives, u64::from(folder.is_some()));
+        if !compile.contains(&1) {
             return Ok(());
-        };
-        observe(Event::Note(format!(
-            "compiling kernels for this GPU, once: that takes some minutes, and they are kept in {}",
-            folder.display()
-        )));
+        }
+        if let Some(folder) = folder {
+            observe(Event::Note(format!(
+                "compiling kernels for this GPU, once: that takes some minutes, and they are kept in {}",
+                folder.display()
+            )));
+        }
         let (start, step) = (Instant::now(), self.state.step);
         let data = self.plan.step(&self.data.train, &self.losses.auxiliary, step);
         let key = StepKey {

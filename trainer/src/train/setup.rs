@@ -1,6 +1,7 @@
 //! Everything a run needs before its first step, made from the recipe: checked completely before anything is written.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use interlingua_checkpoints::config::ModelConfig;
@@ -13,7 +14,9 @@ use interlingua_data::cache;
 use interlingua_data::language::canonical;
 use interlingua_data::prepare::Prepared;
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{Adapter, AdapterKind, Format, Init, Offload, QuantizationScheme, Recipe, Route, Under};
+use interlingua_recipes::{
+    Adapter, AdapterKind, Format, Init, Offload, QuantizationScheme, Recipe, Route, Strategy, Under,
+};
 use serde_json::Value;
 
 use super::closed_form;
@@ -21,6 +24,7 @@ use super::selection::Selection;
 use crate::adapters::attach::{Placement, attach};
 use crate::adapters::fresh::attach_new;
 use crate::adapters::steering::layer_of;
+use crate::collectives::Collectives;
 use crate::device::{compute_dtype, device};
 use crate::error::TrainError;
 use crate::models::Model;
@@ -126,13 +130,20 @@ impl Base {
     }
 
     /// Loads the model and puts on it what the recipe trains. `data` decides which languages have an adapter of their own.
-    pub fn load(&self, recipe: &Recipe, selection: &Selection, data: &Prepared) -> Result<Model, TrainError> {
+    pub fn load(
+        &self,
+        recipe: &Recipe,
+        selection: &Selection,
+        data: &Prepared,
+        collectives: &Arc<dyn Collectives>,
+    ) -> Result<Model, TrainError> {
         check_adapters(recipe, &self.config)?;
         let device = device(recipe.model.device)?;
         let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device)?;
         let cache = quantised_folder();
         let storage = Storage {
             trainable: &|name| selection.selects(name, false),
+            spread: spreads(recipe, &**collectives).then(|| collectives.clone()),
             quantization: quantization(recipe),
             offload: recipe.memory.offload == Offload::Weights,
             cache: Some(&cache),
@@ -151,6 +162,11 @@ impl Base {
         }
         Ok(model)
     }
+}
+
+/// Whether the weights of blocks are spread over the processes of a run.
+pub fn spreads(recipe: &Recipe, collectives: &dyn Collectives) -> bool {
+    recipe.distributed.strategy == Strategy::Zero3 && collectives.world_size() > 1
 }
 
 /// What can be said about a recipe's adapters before the model is loaded: whether they fit its shape, and their folders are

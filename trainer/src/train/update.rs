@@ -9,10 +9,11 @@ use crate::collectives::Collectives;
 use crate::engine::gradients::Gradients;
 use crate::optimizers::adamw::AdamW;
 use crate::parameters::{ParameterId, Parameters};
-use crate::pieces::{padded, padded_piece, piece, piece_length};
+use crate::pieces::{joined, padded, padded_piece, piece, piece_length};
+use crate::spread::Spread;
 
 /// Numbers that are sent at once; a vector of more goes alone.
-const BUCKET: usize = 64 << 20;
+pub const BUCKET: usize = 64 << 20;
 
 /// How gradients become updates.
 #[derive(Clone, Debug)]
@@ -26,7 +27,7 @@ pub struct Update {
 pub struct Reduced {
     /// Whole under data parallelism; else this process's pieces.
     pub gradients: Gradients,
-    /// All parameters that got a gradient on some process.
+    /// All parameters that got a gradient on some process, but for those that lie in pieces themselves.
     ids: Vec<ParameterId>,
 }
 
@@ -57,7 +58,9 @@ impl Update {
             let ids = gradients.iter().map(|(id, _)| id).collect();
             return Reduced { gradients, ids };
         }
-        let trained: Vec<ParameterId> = parameters.trainable().map(|(id, _)| id).collect();
+        let trained = parameters.trainable().map(|(id, _)| id);
+        let (spread, trained): (Vec<ParameterId>, Vec<ParameterId>) =
+            trained.partition(|id| parameters.spread(*id).is_some());
         let has = |id: &ParameterId| f64::from(u8::from(gradients.get(*id).is_some()));
         let mut counts: Vec<f64> = trained.iter().map(has).collect();
         collectives.sum(&mut counts);
@@ -84,6 +87,11 @@ impl Update {
                     reduced.add(*id, sum.clone().narrow(0, start, length));
                     start += length;
                 }
+            }
+        }
+        for id in spread {
+            if let Some(piece) = gradients.take_piece(id) {
+                reduced.add(id, piece);
             }
         }
         Reduced {
@@ -131,6 +139,14 @@ impl Update {
             return;
         }
         let (rank, world) = (self.collectives.rank(), self.collectives.world_size());
+        for (id, gradient) in reduced.gradients.iter() {
+            let parameter = parameters.get(id);
+            if let Some(own) = parameters.spread(id).and_then(Spread::own) {
+                let named = (id, parameter.name.as_str(), parameter.len());
+                let own = optimizer.update(named, own, gradient.clone(), learning_rate);
+                parameters.set_piece(id, own);
+            }
+        }
         let buckets: Vec<Vec<ParameterId>> = buckets(parameters, &reduced.ids).map(<[_]>::to_vec).collect();
         for bucket in buckets {
             let mut own = Vec::with_capacity(bucket.len());
@@ -158,7 +174,7 @@ impl Update {
                     let range = piece(length, rank, world);
                     (!range.is_empty()).then(|| all.clone().narrow(0, rank * of_rank + start, range.len()))
                 });
-                parameters.set_value(*id, Tensor::cat(pieces.collect(), 0));
+                parameters.set_value(*id, joined(pieces.collect()));
                 start += piece_length(length, world);
             }
         }

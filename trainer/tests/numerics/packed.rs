@@ -61,7 +61,7 @@ fn packed(model: &Model) -> BTreeMap<String, Format> {
     let all = model.parameters.iter();
     all.filter_map(|(_, parameter)| match &parameter.value {
         Stored::Packed(weight) => Some((parameter.name.clone(), weight.on_host().unwrap().format().clone())),
-        Stored::Dense(_) => None,
+        Stored::Dense(_) | Stored::Spread(_) => None,
     })
     .collect()
 }

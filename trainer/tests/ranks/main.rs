@@ -77,19 +77,29 @@ fn left(folder: &Path) -> Left {
         }
     }
     let (_, checkpoint) = run_state::latest_valid(&output).unwrap().0.unwrap();
-    let mut files: Vec<PathBuf> = std::fs::read_dir(checkpoint)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    files.retain(|file| file.file_name().unwrap().to_str().unwrap().starts_with("parameters"));
-    files.sort();
     let mut weights = BTreeMap::<String, Vec<f32>>::new();
-    for file in files {
-        let file = TensorsFile::open(&file).unwrap();
-        for name in file.names() {
-            let shape = file.shape(&name).unwrap().to_vec();
-            let values = file.read_f32(&name, &shape, "").unwrap().unwrap();
-            weights.entry(name).or_default().extend(values);
+    for (folder, files) in [
+        (checkpoint, "parameters"),
+        (output.join("adapter"), "adapter_model"),
+        (output.join("model"), "model"),
+    ] {
+        let Ok(entries) = std::fs::read_dir(folder) else {
+            continue;
+        };
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.retain(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name.starts_with(files) && name.ends_with(".safetensors")
+        });
+        // Pieces of a vector in the order of the ranks.
+        paths.sort();
+        for path in paths {
+            let file = TensorsFile::open(&path).unwrap();
+            for name in file.names() {
+                let shape = file.shape(&name).unwrap().to_vec();
+                let values = file.read_f32(&name, &shape, "").unwrap().unwrap();
+                weights.entry(format!("{files}/{name}")).or_default().extend(values);
+            }
         }
     }
     Left {
@@ -183,7 +193,7 @@ fn check(extra: &str, strategies: &[&str], dealt: &[Dealt]) {
     }
 }
 
-const STRATEGIES: [&str; 2] = ["ddp", "zero1"];
+const STRATEGIES: [&str; 3] = ["ddp", "zero1", "zero3"];
 const TWO_AND_FOUR: [Dealt; 3] = [(2, 4, 1), (4, 2, 1), (2, 2, 2)];
 
 fn sft() -> String {
@@ -258,6 +268,39 @@ fn three_times(file: &str) -> PathBuf {
     let jsonl = path.with_extension("jsonl");
     std::fs::rename(path, &jsonl).unwrap();
     jsonl
+}
+
+/// Packed weights come together packed.
+#[test]
+fn an_adapter_on_a_quantised_base() {
+    for scheme in [
+        "scheme = \"nf4\"",
+        "scheme = \"nf4\"\ndouble = false",
+        "scheme = \"int8\"",
+    ] {
+        let quantised = format!("{LORA}{}[model.quantization]\n{scheme}\n", sft());
+        check(&quantised, &["zero3"], &[(2, 4, 1)]);
+    }
+}
+
+/// Some weights of blocks are trained, the others are frozen and spread all the same.
+#[test]
+fn a_part_of_the_model_is_trained() {
+    let extra = sft();
+    let folder = tempfile::tempdir().unwrap();
+    let some = "train.parameters=re:layers\\.1\\..*(down_proj|norm)";
+    let alone = folder.path().join("alone");
+    run(&alone, &extra, ALONE, &[some]);
+    for world in [2, 4] {
+        let own = folder.path().join(world.to_string());
+        run(
+            &own,
+            &extra,
+            (world, 8 / world, 1),
+            &[some, "distributed.strategy=zero3"],
+        );
+        same(&left(&own), &left(&alone), &format!("{world} ranks"));
+    }
 }
 
 fn preferences(file: &str, format: &str, objective: &str) -> String {

@@ -34,6 +34,8 @@ fn moments_in_pieces_are_put_together_and_cut_again() {
     check(&extra, (2, 4, 1), ["zero1", "zero1"], &[1, 2, 4], "adamw");
     check(&extra, (4, 2, 1), ["zero1", "ddp"], &[1, 2], "adamw");
     check(&extra, ALONE, ["ddp", "zero1"], &[2, 4], "adamw");
+    check(&extra, (2, 4, 1), ["zero3", "zero3"], &[1, 2, 4], "adamw");
+    check(&extra, (4, 2, 1), ["zero3", "ddp"], &[1, 2], "adamw");
 }
 
 #[test]

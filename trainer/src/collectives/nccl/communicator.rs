@@ -108,18 +108,14 @@ impl Communicator {
                 }
             }
         };
-        if let Some(Handle(handle)) = handle {
-            self.release(handle, self.library.comm_abort);
-        }
-    }
-
-    /// Gives a handle back to NCCL, by one of the two functions that take it.
-    fn release(&self, handle: ncclComm_t, function: unsafe extern "C" fn(ncclComm_t) -> Code) {
+        let Some(Handle(communicator)) = handle else {
+            return;
+        };
         let bound = self.context.bind_to_thread().map_err(driver_words);
         // SAFETY: the handle is NCCL's, and has been taken from where others look for it.
-        let released = bound.and_then(|()| self.library.check(unsafe { function(handle) }, std::ptr::null_mut()));
-        if let Err(reason) = released {
-            tracing::debug!("the communicator could not be given back: {reason}");
+        let abort = || unsafe { (self.library.comm_abort)(communicator) };
+        if let Err(reason) = bound.and_then(|()| self.library.check(abort(), std::ptr::null_mut())) {
+            tracing::debug!("the communicator was not aborted: {reason}");
         }
     }
 
@@ -167,18 +163,9 @@ fn aborted() -> String {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        if let Some(Handle(handle)) = self.lock().take() {
-            // Destroying waits for the ranks of this host, which a rank that fails must not.
-            let panics = std::thread::panicking();
-            self.release(
-                handle,
-                if panics {
-                    self.library.comm_abort
-                } else {
-                    self.library.comm_destroy
-                },
-            );
-        }
+        // Not destroyed, which would wait for the other ranks of this host: one that fails must not. Ranks that are done leave together,
+        // so that nothing is under way that an abort could cut off.
+        self.abort();
     }
 }
 

@@ -1,6 +1,7 @@
 //! NVIDIA's library, opened at run time. The types are cudarc's; the library is looked for here, since cudarc asks for `libnccl.so`
 //! and ends the process where there is only the `libnccl.so.2` that packages and Python's wheels install.
 
+use std::error::Error;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
@@ -26,7 +27,6 @@ pub(super) struct Library {
     pub(super) version: c_int,
     pub(super) get_unique_id: unsafe extern "C" fn(*mut ncclUniqueId) -> Code,
     pub(super) comm_init_rank: unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int) -> Code,
-    pub(super) comm_destroy: unsafe extern "C" fn(ncclComm_t) -> Code,
     pub(super) comm_abort: unsafe extern "C" fn(ncclComm_t) -> Code,
     pub(super) comm_get_async_error: unsafe extern "C" fn(ncclComm_t, *mut Code) -> Code,
     pub(super) all_reduce: Reduction,
@@ -73,13 +73,18 @@ fn open(names: &[&str]) -> Result<Library, String> {
         // SAFETY: NVIDIA's initialisers run, which set up the library's own state and nothing else.
         match unsafe { SharedLibrary::new(*name) } {
             Ok(opened) => return Library::new(opened).map_err(|reason| format!("{name}: {reason}. {INSTALL}.")),
-            Err(error) => reasons.push(error.to_string()),
+            Err(error) => reasons.push(loader_words(&error)),
         }
     }
     Err(format!(
         "NCCL, which carries numbers between NVIDIA GPUs, could not be opened: {}. {INSTALL}.",
         reasons.join("; ")
     ))
+}
+
+/// What the system's loader says; the error itself only says which of its functions failed.
+fn loader_words(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// A function by its name.
@@ -90,7 +95,7 @@ unsafe fn function<F: Copy>(opened: &SharedLibrary, name: &str) -> Result<F, Str
     // SAFETY: as above.
     match unsafe { opened.get::<F>(name) } {
         Ok(symbol) => Ok(*symbol),
-        Err(error) => Err(format!("it has no function {name}: {error}")),
+        Err(error) => Err(format!("it has no function {name}: {}", loader_words(&error))),
     }
 }
 
@@ -104,7 +109,6 @@ impl Library {
                 version,
                 get_unique_id: function(&opened, "ncclGetUniqueId")?,
                 comm_init_rank: function(&opened, "ncclCommInitRank")?,
-                comm_destroy: function(&opened, "ncclCommDestroy")?,
                 comm_abort: function(&opened, "ncclCommAbort")?,
                 comm_get_async_error: function(&opened, "ncclCommGetAsyncError")?,
                 all_reduce: function(&opened, "ncclAllReduce")?,
@@ -144,7 +148,7 @@ impl Library {
                 words = format!("{words}: {}", last.trim());
             }
         }
-        Err(format!("NCCL says: {words} (with NCCL_DEBUG=INFO it says more)"))
+        Err(format!("NCCL says: {words}"))
     }
 }
 
