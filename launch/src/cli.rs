@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    completions, doctor, eval, export, generate, init, inspect, merge, plan, prepare, recipes, schema, sweep,
+    completions, doctor, eval, export, generate, init, inspect, launch, merge, plan, prepare, recipes, schema, sweep,
     tokenizer, train, validate, verify,
 };
 
@@ -47,6 +47,8 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Train: the main job. Goes on from the last checkpoint in the output folder by itself
     Train(train::Arguments),
+    /// Train with several processes: one for each GPU, or several on a CPU through mpirun
+    Launch(launch::Arguments),
     /// Check a recipe without training: keys, files, template, masks; with a table per language
     Validate(validate::Arguments),
     /// Predict memory by part and the time of a step; with --budget, say what fits

@@ -1,8 +1,9 @@
 //! Everything for standard error: log lines, plain lines, errors, and the panic hook. All of it steps around a progress bar.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::sync::{LazyLock, Mutex};
+use std::sync::{LazyLock, Mutex, OnceLock};
 
 use indicatif::MultiProgress;
 use interlingua_trainer::memory::out_of_memory_message;
@@ -19,6 +20,46 @@ static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// What the last panic said, and where.
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Which of several processes writes these lines.
+static RANK: OnceLock<Rank> = OnceLock::new();
+
+struct Rank {
+    number: usize,
+    /// Whether information is shown, and not warnings and errors alone.
+    speaks: bool,
+}
+
+/// From now on lines say that they are those of a rank. Of ranks other than 0 only warnings and errors are shown, with `verbose` all.
+pub(crate) fn of_rank(number: usize, verbose: bool) {
+    // A process has one rank.
+    let _ = RANK.set(Rank {
+        number,
+        speaks: number == 0 || verbose,
+    });
+}
+
+/// Whether this process is the one that draws progress and prints results: rank 0, or the only one.
+pub(crate) fn is_first() -> bool {
+    RANK.get().is_none_or(|rank| rank.number == 0)
+}
+
+/// Whether this process is the only one.
+pub(crate) fn is_alone() -> bool {
+    RANK.get().is_none()
+}
+
+/// The lines of a text, each with the rank before it where there are several.
+fn marked(text: &str) -> Cow<'_, str> {
+    let Some(rank) = RANK.get() else {
+        return Cow::Borrowed(text);
+    };
+    let lines = text.split_inclusive('\n');
+    lines
+        .map(|line| format!("[rank {}] {line}", rank.number))
+        .collect::<String>()
+        .into()
+}
 
 /// The place where progress bars are drawn.
 pub(crate) fn bars() -> &'static MultiProgress {
@@ -53,7 +94,7 @@ pub(crate) fn start(quiet: bool, verbose: u8) {
 pub(crate) fn say(line: &str) {
     // Standard error may be closed; there is nowhere left to say so.
     BARS.suspend(|| {
-        let _ = writeln!(anstream::stderr(), "{line}");
+        let _ = writeln!(anstream::stderr(), "{}", marked(line));
     });
 }
 
@@ -107,6 +148,10 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let is_information = *event.metadata().level() > Level::WARN;
+        if is_information && RANK.get().is_some_and(|rank| !rank.speaks) {
+            return Ok(());
+        }
         let (word, colour) = match *event.metadata().level() {
             Level::ERROR => ("error: ", style::ERROR),
             Level::WARN => ("warning: ", style::WARNING),
@@ -134,7 +179,9 @@ struct Lines;
 
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        BARS.suspend(|| io::stderr().write_all(bytes)).map(|()| bytes.len())
+        let text = String::from_utf8_lossy(bytes);
+        BARS.suspend(|| io::stderr().write_all(marked(&text).as_bytes()))
+            .map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

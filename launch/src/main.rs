@@ -8,6 +8,7 @@ mod distributed;
 mod exit;
 mod grid;
 mod inspect;
+mod launcher;
 mod learnt;
 mod logging;
 mod machine;

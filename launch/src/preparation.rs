@@ -6,7 +6,7 @@ use interlingua_checkpoints::hub;
 use interlingua_checkpoints::model_folder::ModelFolder;
 use interlingua_data::cache::default_folder;
 use interlingua_data::order::{Plan, Planned};
-use interlingua_data::prepare::{Prepared, prepare};
+use interlingua_data::prepare::{Prepared, Progress, prepare};
 use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::{Recipe, Reference, ReferenceAdapter};
 use interlingua_trainer::collectives::Alone;
@@ -91,6 +91,29 @@ pub(crate) fn stages(recipe: &Recipe) -> Result<Vec<(String, Recipe)>, Failure> 
         stages.push((name, stage));
     }
     Ok(stages)
+}
+
+/// Tokenises the data of every stage that trains, without looking at anything else.
+///
+/// # Errors
+/// When a model, a tokenizer, a template or data is wrong.
+pub(crate) fn fill_cache(recipe: &Recipe, global: &Global) -> Result<(), Failure> {
+    for (_, stage) in stages(recipe)? {
+        let base = Base::open(&stage)?;
+        let tokenizer = base.tokenizer(&stage)?;
+        let mut preparation = Preparation::new(global);
+        // What is in the cache already is told when it is read from there.
+        let mut observe = |progress: Progress| {
+            if !progress.cached {
+                preparation.observe(&progress);
+            }
+        };
+        let vocabulary = base.config.vocab_size;
+        let prepared = prepare(&stage, &tokenizer, vocabulary, &default_folder(), &mut observe);
+        preparation.finish();
+        prepared.map_err(Failure::usage)?;
+    }
+    Ok(())
 }
 
 fn ready_stage(stage: String, recipe: &Recipe, global: &Global) -> Result<Ready, Failure> {

@@ -8,9 +8,9 @@ use interlingua_data::prepare::Progress;
 use crate::cli::Global;
 use crate::{logging, table};
 
-/// Whether bars are drawn.
+/// Whether bars are drawn. Of several processes one draws.
 pub(crate) fn wanted(global: &Global) -> bool {
-    !global.quiet && io::stderr().is_terminal()
+    !global.quiet && logging::is_first() && io::stderr().is_terminal()
 }
 
 /// A bar over `length` units. Without a terminal it is there and draws nothing.

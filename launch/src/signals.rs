@@ -11,6 +11,8 @@ use crate::logging;
 
 /// Two signals closer than this are one: `timeout` and terminals signal the process and its group, a moment apart.
 const SAME: Duration = Duration::from_millis(50);
+/// mpirun ends ranks with SIGTERM because another one has failed. Such a rank is gone before it would say that it saves.
+const BEFORE_SAYING: Duration = Duration::from_millis(500);
 
 /// Listens from now on. The flag is set when the run should finish its step, save and leave.
 ///
@@ -29,15 +31,23 @@ pub(crate) fn stop_flag() -> Result<StopFlag, Failure> {
                     first = Some(Instant::now());
                     shared.stop();
                     let name = signal_hook::low_level::signal_name(signal).unwrap_or("signal");
-                    logging::say(&format!(
-                        "{name}: finishing the step, then saving; once more to leave at once"
-                    ));
+                    let said = format!("{name}: finishing the step, then saving; once more to leave at once");
+                    if logging::is_alone() {
+                        logging::say(&said);
+                    } else if logging::is_first() {
+                        std::thread::spawn(move || {
+                            std::thread::sleep(BEFORE_SAYING);
+                            logging::say(&said);
+                        });
+                    }
                 }
                 Some(time) if time.elapsed() < SAME => {}
                 Some(_) => {
-                    logging::error(
-                        "Interrupted twice: left at once. The last checkpoint is whole; run again to go on from it.",
-                    );
+                    if logging::is_first() {
+                        logging::error(
+                            "Interrupted twice: left at once. The last checkpoint is whole; run again to go on from it.",
+                        );
+                    }
                     std::process::exit(i32::from(Exit::Interrupted.code()));
                 }
             }

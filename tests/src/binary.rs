@@ -26,8 +26,13 @@ pub fn path() -> &'static Path {
             build
                 .current_dir(workspace())
                 .args(["build", "--workspace", "--all-targets"]);
-            if cfg!(feature = "tch") {
-                build.args(["--features", "interlingua-launch/tch,interlingua-tests/tch"]);
+            for (name, chosen) in [("mpi", cfg!(feature = "mpi")), ("tch", cfg!(feature = "tch"))] {
+                if chosen {
+                    build.args([
+                        "--features",
+                        &format!("interlingua-launch/{name},interlingua-tests/{name}"),
+                    ]);
+                }
             }
             if profile.ends_with("release") {
                 build.arg("--release");

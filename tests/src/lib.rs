@@ -3,4 +3,5 @@
 pub mod adapter_run;
 pub mod binary;
 pub mod numbers;
+pub mod ranks;
 pub mod tiny;

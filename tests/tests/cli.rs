@@ -19,12 +19,33 @@ fn usage_errors_end_with_2() {
 }
 
 #[test]
+#[cfg(not(feature = "mpi"))]
+fn several_processes_on_a_cpu_need_mpi() {
+    let scratch = Scratch::new();
+    interlingua_tests::adapter_run::write(&scratch);
+    let missing = ["built without it", "Open MPI", "--features mpi"];
+    scratch
+        .run(["launch", "--nproc", "2", "recipe.toml"])
+        .refuses(2, &missing);
+    let mut rank = scratch.command(["train", "recipe.toml"]);
+    rank.envs([
+        ("RANK", "0"),
+        ("WORLD_SIZE", "2"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "29500"),
+    ]);
+    interlingua_tests::binary::Ran::from(rank.output().unwrap()).refuses(2, &missing);
+    assert!(!scratch.path("run").exists());
+}
+
+#[test]
 fn help_is_on_standard_output_and_has_examples() {
     let scratch = Scratch::new();
     let help = scratch.run(["--help"]);
     help.succeeds();
     for command in [
         "train",
+        "launch",
         "validate",
         "prepare",
         "sweep",
@@ -36,7 +57,7 @@ fn help_is_on_standard_output_and_has_examples() {
     ] {
         assert!(help.stdout.contains(command), "{command} is not in {}", help.stdout);
     }
-    for command in ["train", "validate", "generate", "completions", "init"] {
+    for command in ["train", "launch", "validate", "generate", "completions", "init"] {
         let help = scratch.run([command, "--help"]);
         assert!(help.succeeds().stdout.contains("Example: interlingua"), "{help:?}");
     }

@@ -7,6 +7,7 @@ pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod inspect;
+pub(crate) mod launch;
 pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod prepare;
@@ -19,6 +20,7 @@ pub(crate) mod validate;
 pub(crate) mod verify;
 
 use crate::cli::{Cli, Command};
+use crate::distributed::alone;
 use crate::exit::CommandResult;
 
 /// Runs the command that was asked for.
@@ -29,15 +31,16 @@ pub(crate) fn run(cli: &Cli) -> CommandResult {
     let global = &cli.global;
     match &cli.command {
         Command::Train(arguments) => train::run(arguments, global),
+        Command::Launch(arguments) => launch::run(arguments, global),
         Command::Validate(arguments) => validate::run(arguments, global),
         Command::Plan(arguments) => plan::run(arguments, global),
-        Command::Prepare(arguments) => prepare::run(arguments, global),
-        Command::Sweep(arguments) => sweep::run(arguments, global),
+        Command::Prepare(arguments) => alone("prepare", || prepare::run(arguments, global)),
+        Command::Sweep(arguments) => alone("sweep", || sweep::run(arguments, global)),
         Command::Tokenizer(tokenizer::Command::Train(arguments)) => tokenizer::train(arguments, global),
-        Command::Eval(arguments) => eval::run(arguments, global),
-        Command::Generate(arguments) => generate::run(arguments, global),
-        Command::Export(arguments) => export::run(arguments, global),
-        Command::Merge(arguments) => merge::run(arguments, global),
+        Command::Eval(arguments) => alone("eval", || eval::run(arguments, global)),
+        Command::Generate(arguments) => alone("generate", || generate::run(arguments, global)),
+        Command::Export(arguments) => alone("export", || export::run(arguments, global)),
+        Command::Merge(arguments) => alone("merge", || merge::run(arguments, global)),
         Command::Verify(arguments) => verify::run(arguments, global),
         Command::Inspect(arguments) => inspect::run(arguments, global),
         Command::Recipes(arguments) => recipes::run(arguments, global),

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use interlingua_recipes::Recipe;
-use interlingua_trainer::train::Outcome;
 use interlingua_trainer::train::summary::Summary;
+use interlingua_trainer::train::{Outcome, TrainOptions};
 use serde_json::json;
 
 use crate::cli::Global;
@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
     let mut rows = Vec::new();
     for (recipe, point) in recipes {
         let mut watch = Watch::new(global, &point.name, recipe.train.log_every);
-        let outcome = train(&recipe, false, &stop, &mut watch)?;
+        let outcome = train(&recipe, TrainOptions::default(), &stop, &mut watch)?;
         rows.push(Row {
             summary: Summary::read(&recipe.output),
             point,

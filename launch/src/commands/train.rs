@@ -7,10 +7,11 @@ use interlingua_trainer::train::{Outcome, StopFlag, TrainOptions};
 use serde_json::json;
 
 use crate::cli::Global;
+use crate::distributed::{self, Group};
 use crate::exit::{CommandResult, Exit, Failure};
 use crate::recipe::{self, RecipeArgument};
 use crate::watch::Watch;
-use crate::{learnt, output, signals, style};
+use crate::{launcher, learnt, logging, output, preparation, signals, style};
 
 /// Trains, saves, and exports the adapter at the end. Goes on from the last checkpoint in the output folder by itself.
 ///
@@ -25,12 +26,35 @@ pub(crate) struct Arguments {
     fresh: bool,
 }
 
-/// Trains, stage after stage where the recipe has some.
+/// Trains, stage after stage where the recipe has some. One of several processes finds its place among them by itself.
 ///
 /// # Errors
 /// When the recipe, the data or the model is wrong, or the run fails.
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
-    let recipe = recipe::load(&arguments.recipe.recipe, global)?;
+    let placement = distributed::placement()?;
+    if placement.world_size > 1 {
+        logging::of_rank(placement.rank, global.verbose > 0);
+    }
+    let started = recipe::load(&arguments.recipe.recipe, global)
+        .and_then(|recipe| Ok((distributed::start(placement.clone(), &recipe)?, recipe)));
+    let (group, recipe) = started.map_err(|failure| distributed::before_all_met(&placement, failure))?;
+    launcher::follow(placement.rank, group.emergency());
+    match work(arguments, recipe, global, &group) {
+        Ok(exit) => {
+            group.finish();
+            Ok(exit)
+        }
+        Err(failure) => Err(group.fail(failure)),
+    }
+}
+
+/// The part of one process.
+fn work(arguments: &Arguments, mut recipe: Recipe, global: &Global, group: &Group) -> CommandResult {
+    if recipe.model.device != group.device() {
+        let mut settings = global.set.clone();
+        settings.push(format!("model.device={}", group.device()));
+        recipe = Recipe::load(&arguments.recipe.recipe, &settings).map_err(Failure::usage)?;
+    }
     // The result of a pipeline is that of its last stage.
     let last = recipe
         .stages()
@@ -38,14 +62,21 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
         .pop()
         .unwrap_or_else(|| recipe.clone());
     let stop = signals::stop_flag()?;
+    group.once_per_host(|| preparation::fill_cache(&recipe, global))?;
     let mut watch = Watch::new(global, "", recipe.train.log_every);
-    let outcome = train(&recipe, arguments.fresh, &stop, &mut watch)?;
-    if global.json {
-        let result =
-            json!({ "outcome": word(outcome), "output": recipe.output, "summary": Summary::read(&last.output) });
-        output::json(&result)?;
-    } else {
-        report(&recipe, &last, outcome, &watch)?;
+    let options = TrainOptions {
+        fresh: arguments.fresh,
+        collectives: group.collectives(),
+    };
+    let outcome = train(&recipe, options, &stop, &mut watch)?;
+    if group.is_first() {
+        if global.json {
+            let result =
+                json!({ "outcome": word(outcome), "output": recipe.output, "summary": Summary::read(&last.output) });
+            output::json(&result)?;
+        } else {
+            report(&recipe, &last, outcome, &watch)?;
+        }
     }
     Ok(if outcome == Outcome::Stopped {
         Exit::Stopped
@@ -58,11 +89,12 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
 ///
 /// # Errors
 /// With exit code 2 when nothing was started, 1 when it failed while running.
-pub(crate) fn train(recipe: &Recipe, fresh: bool, stop: &StopFlag, watch: &mut Watch) -> Result<Outcome, Failure> {
-    let options = TrainOptions {
-        fresh,
-        ..TrainOptions::default()
-    };
+pub(crate) fn train(
+    recipe: &Recipe,
+    options: TrainOptions,
+    stop: &StopFlag,
+    watch: &mut Watch,
+) -> Result<Outcome, Failure> {
     let result = interlingua_trainer::train::train(recipe, options, stop, &mut |event| watch.observe(event));
     watch.finish();
     result.map_err(Failure::from)
