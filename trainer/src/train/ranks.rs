@@ -67,6 +67,11 @@ impl<'a> Deal<'a> {
         self.together || number % self.collectives.world_size() == self.collectives.rank()
     }
 
+    /// Whether something holds on all processes.
+    pub fn all(self, holds: bool) -> bool {
+        !numbers(self.collectives, u64::from(holds)).contains(&0)
+    }
+
     /// Adds up what the processes computed.
     pub fn add_up(self, values: &mut [f64]) {
         if !self.together {

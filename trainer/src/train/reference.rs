@@ -79,9 +79,8 @@ impl Reference {
             Err(_) => None,
         };
         // Where one of them does not see the file, all of them compute.
-        let mut missing = [f64::from(u8::from(known.is_none()))];
-        deal.add_up(&mut missing);
-        if let Some(values) = known.filter(|_| missing[0] == 0.0) {
+        let all_know = deal.all(known.is_some());
+        if let Some(values) = known.filter(|_| all_know) {
             return Ok(Self::Cached(
                 keys.into_iter().zip(values.into_iter().map(f64::from)).collect(),
             ));
