@@ -207,6 +207,22 @@ training() {
     fi
 }
 
+# The same checks on two ranks, each with a GPU of its own, started as torchrun would.
+pair() {
+    local rank first second
+    for rank in 0 1; do
+        RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29511 INTERLINGUA_SECRET=gpu-check-$$ \
+            attempt "collectives-$rank.txt" "$binary" doctor --collectives --device cuda &
+        if [ "$rank" = 0 ]; then first=$!; else second=$!; fi
+    done
+    if wait "$first" && wait "$second"; then
+        record ranks 'collectives of two' ok "$(last_line collectives-0.txt)"
+    else
+        wait
+        record ranks 'collectives of two' failed "$(last_line collectives-0.txt) $(last_line collectives-1.txt)"
+    fi
+}
+
 # What ranks say to each other on one rank, and trainings on one and on two ranks beside one process.
 ranks() {
     local gpus count strategy name off start=(train)
@@ -214,6 +230,9 @@ ranks() {
         record ranks 'collectives of one' ok "$(last_line collectives.txt)"
     else
         record ranks 'collectives of one' failed "$(last_line collectives.txt)"
+    fi
+    if [ "$device" = cuda ] && [ "$("$binary" doctor | grep -cE '^ +ok +GPU [0-9]')" -gt 1 ]; then
+        pair
     fi
     if [ "$device" != cuda ]; then
         record ranks launch skipped 'ranks share GPUs among themselves with --device cuda only'

@@ -124,7 +124,7 @@ fn doctor_checks_collectives_on_one_rank() {
         );
     }
     let text = scratch.run(arguments).succeeds().stdout.clone();
-    let last = format!("{0} of {0} checks passed on cpu, one process", checks.len());
+    let last = format!("{0} of {0} checks passed on cpu, rank 0 of 1", checks.len());
     assert_eq!(text.lines().last(), Some(last.as_str()));
     scratch
         .run(["doctor", "--collectives", "--kernels"])

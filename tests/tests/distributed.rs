@@ -336,6 +336,26 @@ fn commands_for_one_process_refuse_several() {
 }
 
 #[test]
+fn doctor_checks_what_ranks_say_to_each_other() {
+    let scratch = scratch();
+    let doctor = ["doctor", "--collectives", "--device", "cpu"];
+    let ran = Ran::from(
+        mpirun(&scratch, &[&["-n", "3", binary()], &doctor[..]].concat())
+            .output()
+            .expect("mpirun starts"),
+    );
+    let last = ran.succeeds().stdout.lines().last();
+    assert!(
+        last.is_some_and(|line| line.ends_with("checks passed on cpu, rank 0 of 3")),
+        "{ran:#?}"
+    );
+    assert!(
+        !ran.stdout.contains("FAILED") && !ran.stdout.contains("rank 1 of 3"),
+        "{ran:#?}"
+    );
+}
+
+#[test]
 fn what_is_missing_is_said_before_anything_starts() {
     let scratch = scratch();
     let mut command = scratch.command(launch("2", &[]));

@@ -32,8 +32,8 @@ pub(crate) struct Arguments {
     /// Compare each kernel with its reference in plain tensor operations instead; exit code 1 when one differs
     #[arg(long, group = "compared")]
     kernels: bool,
-    /// Compare what processes say to each other with what they ought to hear instead (one process, through NCCL on a GPU); exit code 1
-    /// when one differs
+    /// Compare what processes say to each other with what they ought to hear instead: on one process, or on all that a launcher such
+    /// as mpirun has started; exit code 1 when one differs
     #[arg(long, group = "compared")]
     collectives: bool,
     /// The device on which they are compared: auto, cpu, cuda or cuda:N, tch or tch:cuda

@@ -97,17 +97,37 @@ pub(crate) fn start(placement: Placement, recipe: &Recipe) -> Result<Group, Fail
             library: None,
         });
     }
+    let (text, data) = (recipe.to_toml().map_err(Failure::usage)?, data_files::describe(recipe)?);
+    connect(placement, Backend::of(recipe), recipe.model.device, text, data)
+}
+
+/// Brings several processes together that train nothing: each computes on a device of the same kind.
+///
+/// # Errors
+/// Those of [`start`].
+pub(crate) fn start_without_recipe(placement: Placement, device: Device) -> Result<Group, Failure> {
+    // What all ranks have to agree in.
+    let text = format!("device = \"{device}\"");
+    connect(placement, Backend::of_device(device), device, text, String::new())
+}
+
+fn connect(
+    placement: Placement,
+    backend: Backend,
+    wanted: Device,
+    recipe: String,
+    data: String,
+) -> Result<Group, Failure> {
     tracing::info!("{} ranks, known from {}", placement.world_size, placement.source);
-    let backend = Backend::of(recipe);
     backend.is_built_in()?;
-    let device = backend::device_of_rank(recipe.model.device, placement.local_rank);
+    let device = backend::device_of_rank(wanted, placement.local_rank);
     let hello = Hello {
         host: placement.host.clone(),
         device: device.to_string(),
         device_id: backend::device_id(device, &placement.host),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        recipe: recipe.to_toml().map_err(Failure::usage)?,
-        data: data_files::describe(recipe)?,
+        recipe,
+        data,
     };
     let group = match backend {
         Backend::Mpi => with_mpi(placement, device, hello),

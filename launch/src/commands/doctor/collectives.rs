@@ -1,22 +1,44 @@
 //! `doctor --collectives`: what ranks say to each other against what they ought to hear, on one device.
 
+use burn::tensor::Device as BurnDevice;
 use interlingua_recipes::Device;
+use interlingua_trainer::collectives::Collectives;
 use interlingua_trainer::collectives::check::{CollectiveCheck, collective_checks, one_rank};
 use interlingua_trainer::device::device;
 use serde_json::json;
 
 use crate::cli::Global;
 use crate::exit::{CommandResult, Exit, Failure};
-use crate::{output, style};
+use crate::{distributed, logging, output, style};
 
-/// Runs the checks and prints a line for each. A difference is no error; it ends with exit code 1.
+/// Runs the checks and prints a line for each: on one process, or on all that a launcher has started. A difference is no error; it ends
+/// with exit code 1.
 ///
 /// # Errors
 /// When the device cannot be used, the ranks cannot be connected, or standard output cannot be written.
 pub(super) fn run(wanted: Device, global: &Global) -> CommandResult {
-    let device = device(wanted).map_err(Failure::from)?;
-    let ranks = one_rank(&device)?;
-    let checks = collective_checks(&*ranks, &device);
+    let placement = distributed::placement()?;
+    if placement.world_size == 1 {
+        let device = device(wanted).map_err(Failure::from)?;
+        return check(wanted, &device, &*one_rank(&device)?, global);
+    }
+    logging::of_rank(placement.rank, global.verbose > 0);
+    let group = distributed::start_without_recipe(placement.clone(), wanted)
+        .map_err(|failure| distributed::before_all_met(&placement, failure))?;
+    let checked = device(group.device())
+        .map_err(Failure::from)
+        .and_then(|device| check(group.device(), &device, &*group.collectives(), global));
+    match checked {
+        Ok(exit) => {
+            group.finish();
+            Ok(exit)
+        }
+        Err(failure) => Err(group.fail(failure)),
+    }
+}
+
+fn check(on: Device, device: &BurnDevice, ranks: &dyn Collectives, global: &Global) -> CommandResult {
+    let checks = collective_checks(ranks, device);
     let failed = checks.iter().filter(|check| !check.passed()).count();
     // One table is enough where every rank has the same.
     let speaks = ranks.rank() == 0 || failed > 0;
@@ -28,7 +50,7 @@ pub(super) fn run(wanted: Device, global: &Global) -> CommandResult {
             })
         });
         output::json(&json!({
-            "device": wanted.to_string(), "rank": ranks.rank(), "world_size": ranks.world_size(),
+            "device": on.to_string(), "rank": ranks.rank(), "world_size": ranks.world_size(),
             "passed": failed == 0, "checks": rows.collect::<Vec<_>>(),
         }))?;
     } else if speaks {
@@ -36,9 +58,11 @@ pub(super) fn run(wanted: Device, global: &Global) -> CommandResult {
             output::line(line(check))?;
         }
         output::line(format!(
-            "{} of {} checks passed on {wanted}, {ranks:?}",
+            "{} of {} checks passed on {on}, rank {} of {}",
             checks.len() - failed,
-            checks.len()
+            checks.len(),
+            ranks.rank(),
+            ranks.world_size()
         ))?;
     }
     Ok(if failed == 0 { Exit::Done } else { Exit::Failed })
