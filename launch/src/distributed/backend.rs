@@ -27,9 +27,13 @@ impl Backend {
         match recipe.distributed.backend {
             CollectiveBackend::Nccl => Self::Nccl,
             CollectiveBackend::Mpi => Self::Mpi,
-            CollectiveBackend::Auto if is_cuda(recipe.model.device) => Self::Nccl,
-            CollectiveBackend::Auto => Self::Mpi,
+            CollectiveBackend::Auto => Self::of_device(recipe.model.device),
         }
+    }
+
+    /// The backend between devices of a kind.
+    pub(crate) fn of_device(device: Device) -> Self {
+        if is_cuda(device) { Self::Nccl } else { Self::Mpi }
     }
 
     /// Whether this binary has it.

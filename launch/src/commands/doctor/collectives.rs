@@ -1,22 +1,37 @@
 //! `doctor --collectives`: what ranks say to each other against what they ought to hear, on one device.
 
 use interlingua_recipes::Device;
+use interlingua_trainer::collectives::Collectives;
 use interlingua_trainer::collectives::check::{CollectiveCheck, collective_checks, one_rank};
 use interlingua_trainer::device::device;
 use serde_json::json;
 
 use crate::cli::Global;
+use crate::distributed;
 use crate::exit::{CommandResult, Exit, Failure};
-use crate::{output, style};
+use crate::{logging, output, style};
 
 /// Runs the checks and prints a line for each. A difference is no error; it ends with exit code 1.
 ///
 /// # Errors
 /// When the device cannot be used, the ranks cannot be connected, or standard output cannot be written.
 pub(super) fn run(wanted: Device, global: &Global) -> CommandResult {
-    let device = device(wanted).map_err(Failure::from)?;
-    let ranks = one_rank(&device)?;
-    let checks = collective_checks(&*ranks, &device);
+    let placement = distributed::placement()?;
+    if placement.world_size == 1 {
+        let device = device(wanted)?;
+        return check(&*one_rank(&device)?, &device, wanted, global);
+    }
+    logging::of_rank(placement.rank, global.verbose > 0);
+    let group = distributed::start_on(placement.clone(), wanted)
+        .map_err(|failure| distributed::before_all_met(&placement, failure))?;
+    let checked = device(group.device())
+        .map_err(Failure::from)
+        .and_then(|device| check(&*group.collectives(), &device, wanted, global));
+    group.end(checked)
+}
+
+fn check(ranks: &dyn Collectives, device: &burn::tensor::Device, wanted: Device, global: &Global) -> CommandResult {
+    let checks = collective_checks(ranks, device);
     let failed = checks.iter().filter(|check| !check.passed()).count();
     // One table is enough where every rank has the same.
     let speaks = ranks.rank() == 0 || failed > 0;
