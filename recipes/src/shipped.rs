@@ -83,6 +83,20 @@ const BASE_TOKENIZER_CONFIG: File = (
     include_bytes!("../quickstart/base/tokenizer_config.json"),
 );
 
+/// How a recipe of several processes is started on a cluster: these stand with the documentation.
+const SLURM: File = (
+    "examples/slurm.sbatch",
+    include_bytes!("../../docs/examples/slurm.sbatch"),
+);
+const KUBERNETES: File = (
+    "examples/kubernetes.yaml",
+    include_bytes!("../../docs/examples/kubernetes.yaml"),
+);
+const SSH_HOSTS: File = (
+    "examples/ssh-hosts.sh",
+    include_bytes!("../../docs/examples/ssh-hosts.sh"),
+);
+
 /// A recipe's own files and the quickstart's tiny base model, which it starts from or can be tried with.
 macro_rules! with_base {
     ($($file:expr),* $(,)?) => {
@@ -370,6 +384,42 @@ const SHIPPED: &[Shipped] = &[
             ("lora-bf16-h100.toml", include_bytes!("../lora-bf16-h100.toml")),
             LESSONS,
             LICENSES,
+        ],
+    },
+    Shipped {
+        name: "ddp-lora",
+        summary: "LoRA: 8 billion parameters on several GPUs that each have them all; files for SLURM, Kubernetes, ssh",
+        files: with_base![
+            ("ddp-lora.toml", include_bytes!("../ddp-lora.toml")),
+            LESSONS,
+            LICENSES,
+            SLURM,
+            KUBERNETES,
+            SSH_HOSTS,
+        ],
+    },
+    Shipped {
+        name: "zero3-full",
+        summary: "Every weight of 8 billion on several GPUs that share weights, gradients and moments",
+        files: with_base![
+            ("zero3-full.toml", include_bytes!("../zero3-full.toml")),
+            LESSONS,
+            LICENSES,
+            SLURM,
+            KUBERNETES,
+            SSH_HOSTS,
+        ],
+    },
+    Shipped {
+        name: "zero3-qlora-70b",
+        summary: "QLoRA: 70 billion parameters in four bits, shared by eight cards of 24 GB",
+        files: with_base![
+            ("zero3-qlora-70b.toml", include_bytes!("../zero3-qlora-70b.toml")),
+            LESSONS,
+            LICENSES,
+            SLURM,
+            KUBERNETES,
+            SSH_HOSTS,
         ],
     },
 ];

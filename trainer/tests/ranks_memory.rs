@@ -48,8 +48,10 @@ fn held(folder: &Path, strategy: &str, world: usize, extra: &str) -> f64 {
                 collectives.barrier();
             }
         };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let outcome = pool.install(|| train(&recipe, options, &StopFlag::default(), &mut observe));
+        // A pool of this thread alone: a rank that waits keeps nothing from the others, and what it let go is free at once.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
+        let _pool = pool.build().unwrap();
+        let outcome = train(&recipe, options, &StopFlag::default(), &mut observe);
         assert_eq!(outcome.unwrap(), Outcome::Finished);
     });
     let found = *found.lock().unwrap();
@@ -79,7 +81,7 @@ fn what_is_shared_is_held_once() {
     ];
     let mut wrong = Vec::new();
     for (name, strategy, extra, bytes) in cases {
-        for world in [1, 2, 4] {
+        for world in [1, 4] {
             let folder = path.join(name);
             std::fs::create_dir_all(&folder).unwrap();
             for file in ["model", "rows.jsonl"] {

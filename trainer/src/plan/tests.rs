@@ -52,14 +52,18 @@ fn quantised(shape: &str, device: DeviceKind, settings: &[&str]) -> Planner {
 #[test]
 fn shipped_recipes_fit_their_cards() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
-    for (name, shape, card) in [
-        ("qlora-4gb-arabic", QWEN, 2_500_000_000),
-        ("qlora-8b-8gb", LLAMA_8B, 7 * GIB),
-        ("qlora-70b-24gb-offload", LLAMA_70B, 22 * GIB),
-        ("lora-bf16-h100", LLAMA_8B, 76 * GIB),
+    for (name, shape, card, cards) in [
+        ("qlora-4gb-arabic", QWEN, 2_500_000_000, 1),
+        ("qlora-8b-8gb", LLAMA_8B, 7 * GIB, 1),
+        ("qlora-70b-24gb-offload", LLAMA_70B, 22 * GIB, 1),
+        ("lora-bf16-h100", LLAMA_8B, 76 * GIB, 1),
+        ("ddp-lora", LLAMA_8B, 76 * GIB, 8),
+        ("zero3-full", LLAMA_8B, 38 * GIB, 8),
+        ("zero3-qlora-70b", LLAMA_70B, 22 * GIB, 8),
     ] {
         let recipe = Recipe::load(&folder.join(format!("{name}.toml")), &[]).unwrap();
         let mut planner = Planner::new(&recipe, &config(shape), Dtype::BF16, DeviceKind::Cuda, None).unwrap();
+        planner.settings.world = cards;
         planner.decide(recipe.memory.recompute, recipe.memory.budget_bytes(), None);
         let budget = recipe.memory.budget_bytes().unwrap_or(card);
         let fits = planner.check(budget.min(card));

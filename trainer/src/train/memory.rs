@@ -46,6 +46,7 @@ pub fn planner(
     let device = kind(recipe.model.device);
     let mut planner = Planner::new(recipe, &base.config, base.dtype(), device, Some(facts(data)))?;
     planner.settings.held = current_bytes();
+    planner.settings.world = collectives.world_size();
     let budget = recipe.memory.budget_bytes();
     let mut available = available_bytes(recipe.model.device);
     if device == DeviceKind::Cpu {
