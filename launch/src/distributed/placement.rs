@@ -127,50 +127,53 @@ impl Placement {
     pub(crate) fn find(flags: &Flags, environment: Environment<'_>) -> Result<Self, Failure> {
         // An empty variable is how shells and job templates unset one.
         let environment = |name: &str| environment(name).filter(|value| !value.trim().is_empty());
-        let set = |name: &str| environment(name).is_some();
-        let mut placement = if flags.rank.is_some() || flags.world_size.is_some() {
-            Numbers::of_flags(flags)?.place(Source::Flags, &FLAGS)?
-        } else if set(TORCHRUN.rank) || set(TORCHRUN.world_size) {
-            let placement = Numbers::read(&TORCHRUN, &environment)?.place(Source::Torchrun, &TORCHRUN)?;
-            match master(&environment)? {
-                None if placement.world_size > 1 && flags.master.is_none() => return Err(no_master()),
-                master => Self {
-                    master: master.map(|master| beside_agent(master, &environment)),
-                    ..placement
-                },
-            }
-        } else if set(OPEN_MPI.rank) || set(OPEN_MPI.world_size) {
-            // mpirun starts its daemons as a SLURM step where there is SLURM. What this process then sees of SLURM's variables are
-            // the daemon's, so that mpirun's own go first.
-            Numbers::read(&OPEN_MPI, &environment)?.place(Source::OpenMpi, &OPEN_MPI)?
-        } else if set(MPICH.local_rank) && (set(MPICH.rank) || set(MPICH.world_size)) {
-            Numbers::read(&MPICH, &environment)?.place(Source::Mpich, &MPICH)?
-        } else if slurm::is_step(&environment) {
-            let placement = slurm::numbers(&environment)?.place(Source::Slurm, &SLURM)?;
-            let master = match (&flags.master, placement.world_size) {
-                (Some(_), _) | (None, 1) => None,
-                (None, _) => Some(slurm::master(&environment)?),
-            };
-            Self { master, ..placement }
-        } else if set(MPICH.rank) || set(MPICH.world_size) {
-            Numbers::read(&MPICH, &environment)?.place(Source::Mpich, &MPICH)?
-        } else {
-            Numbers::default().place(Source::Alone, &FLAGS)?
+        let source = Source::of(flags, &environment);
+        let placement = match source {
+            Source::Flags => Numbers::of_flags(flags)?.place(source, &FLAGS),
+            Source::Torchrun => Numbers::read(&TORCHRUN, &environment)?.place(source, &TORCHRUN),
+            Source::Slurm => slurm::numbers(&environment)?.place(source, &SLURM),
+            Source::OpenMpi => Numbers::read(&OPEN_MPI, &environment)?.place(source, &OPEN_MPI),
+            Source::Mpich => Numbers::read(&MPICH, &environment)?.place(source, &MPICH),
+            Source::Alone => Numbers::default().place(source, &FLAGS),
+        }?;
+        let master = match (&flags.master, source) {
+            _ if placement.world_size == 1 => None,
+            (Some(master), _) => Some(master.clone()),
+            (None, Source::Flags) => Some(master(&environment)?),
+            (None, Source::Torchrun) => Some(beside_agent(master(&environment)?, &environment)),
+            (None, Source::Slurm) => Some(slurm::master(&environment)?),
+            (None, Source::OpenMpi | Source::Mpich | Source::Alone) => None,
         };
-        if placement.world_size > 1 {
-            if let Some(master) = &flags.master {
-                placement.master = Some(master.clone());
-            }
+        Ok(Self { master, ..placement })
+    }
+}
+
+impl Source {
+    /// Who has started this process.
+    fn of(flags: &Flags, environment: Environment<'_>) -> Self {
+        let says = |names: &Names| {
+            [names.rank, names.world_size]
+                .iter()
+                .any(|name| environment(name).is_some())
+        };
+        let of_hydra = environment(MPICH.local_rank).is_some();
+        if flags.rank.is_some() || flags.world_size.is_some() {
+            Self::Flags
+        } else if says(&TORCHRUN) {
+            Self::Torchrun
+        } else if says(&OPEN_MPI) {
+            // Both mpiruns start their daemons as a SLURM step where there is SLURM. What a process of theirs sees of SLURM's variables
+            // is the daemon's.
+            Self::OpenMpi
+        } else if says(&MPICH) && of_hydra {
+            Self::Mpich
+        } else if slurm::is_step(environment) {
+            Self::Slurm
+        } else if says(&MPICH) {
+            Self::Mpich
         } else {
-            placement.master = None;
+            Self::Alone
         }
-        if placement.source == Source::Flags && placement.world_size > 1 && placement.master.is_none() {
-            return Err(Failure::usage(
-                "The command line says that there are several processes, and not where rank 0 is reached. Add the address HOST:PORT \
-                 of its rendezvous.",
-            ));
-        }
-        Ok(placement)
     }
 }
 
@@ -280,23 +283,22 @@ fn needed(name: &str, other: &str, environment: Environment<'_>) -> Result<usize
     })
 }
 
-/// MASTER_ADDR and MASTER_PORT, if they are there.
-fn master(environment: Environment<'_>) -> Result<Option<(String, u16)>, Failure> {
-    let half = |there: &str, missing: &str| {
-        Failure::usage(format!(
-            "{there} is set and {missing} is not. The processes meet at MASTER_ADDR:MASTER_PORT, on the host of rank 0: set both."
-        ))
+/// MASTER_ADDR and MASTER_PORT.
+fn master(environment: Environment<'_>) -> Result<(String, u16), Failure> {
+    let needed = |name: &str| {
+        environment(name).ok_or_else(|| {
+            Failure::usage(format!(
+                "There are several processes, and {name} is not set. They meet at MASTER_ADDR:MASTER_PORT, on the host of rank 0: set \
+                 both."
+            ))
+        })
     };
-    match (environment("MASTER_ADDR"), environment("MASTER_PORT")) {
-        (None, None) => Ok(None),
-        (Some(_), None) => Err(half("MASTER_ADDR", "MASTER_PORT")),
-        (None, Some(_)) => Err(half("MASTER_PORT", "MASTER_ADDR")),
-        (Some(host), Some(port)) => match port.trim().parse() {
-            Ok(port) if port != 0 => Ok(Some((unbracketed(host.trim()).to_owned(), port))),
-            _ => Err(Failure::usage(format!(
-                "The environment variable MASTER_PORT is {port:?}, which is no port. Ports go from 1 to 65535."
-            ))),
-        },
+    let (host, port) = (needed("MASTER_ADDR")?, needed("MASTER_PORT")?);
+    match port.trim().parse() {
+        Ok(port) if port != 0 => Ok((unbracketed(host.trim()).to_owned(), port)),
+        _ => Err(Failure::usage(format!(
+            "The environment variable MASTER_PORT is {port:?}, which is no port. Ports go from 1 to 65535."
+        ))),
     }
 }
 
@@ -318,298 +320,5 @@ fn unbracketed(host: &str) -> &str {
         .unwrap_or(host)
 }
 
-fn no_master() -> Failure {
-    Failure::usage(
-        "RANK and WORLD_SIZE are set, MASTER_ADDR and MASTER_PORT are not. The processes meet at MASTER_ADDR:MASTER_PORT, on the \
-         host of rank 0: set both.",
-    )
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn find(variables: &[(&str, &str)]) -> Result<Placement, Failure> {
-        find_with(&Flags::default(), variables)
-    }
-
-    fn find_with(flags: &Flags, variables: &[(&str, &str)]) -> Result<Placement, Failure> {
-        Placement::find(flags, &|name| {
-            let found = variables.iter().find(|(variable, _)| *variable == name);
-            found.map(|(_, value)| (*value).to_owned())
-        })
-    }
-
-    /// Rank, world size, local rank, local size.
-    fn numbers(placement: &Placement) -> [usize; 4] {
-        [
-            placement.rank,
-            placement.world_size,
-            placement.local_rank,
-            placement.local_size,
-        ]
-    }
-
-    fn message(variables: &[(&str, &str)]) -> String {
-        let failure = find(variables).unwrap_err();
-        assert_eq!(failure.exit, crate::exit::Exit::Usage);
-        failure.message
-    }
-
-    fn master(host: &str, port: u16) -> Option<(String, u16)> {
-        Some((host.to_owned(), port))
-    }
-
-    const OF_TORCHRUN: [(&str, &str); 6] = [
-        ("RANK", "5"),
-        ("WORLD_SIZE", "8"),
-        ("LOCAL_RANK", "1"),
-        ("LOCAL_WORLD_SIZE", "4"),
-        ("MASTER_ADDR", "node1"),
-        ("MASTER_PORT", "29500"),
-    ];
-
-    const OF_SLURM: [(&str, &str); 9] = [
-        ("SLURM_JOB_ID", "12345"),
-        ("SLURM_STEP_ID", "0"),
-        ("SLURM_PROCID", "6"),
-        ("SLURM_LOCALID", "2"),
-        ("SLURM_NODEID", "1"),
-        ("SLURM_NTASKS", "7"),
-        ("SLURM_STEP_NUM_TASKS", "7"),
-        ("SLURM_STEP_NODELIST", "gpu[07-08]"),
-        ("SLURM_STEP_TASKS_PER_NODE", "4,3"),
-    ];
-
-    const OF_OPEN_MPI: [(&str, &str); 4] = [
-        ("OMPI_COMM_WORLD_RANK", "3"),
-        ("OMPI_COMM_WORLD_SIZE", "4"),
-        ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
-        ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
-    ];
-
-    #[test]
-    fn without_a_launcher_there_is_one_process() {
-        let placement = find(&[("MASTER_ADDR", "left-over")]).unwrap();
-        assert_eq!(numbers(&placement), [0, 1, 0, 1]);
-        assert_eq!((placement.source, placement.master), (Source::Alone, None));
-        assert!(!placement.host.is_empty());
-    }
-
-    #[test]
-    fn torchrun_says_all() {
-        let placement = find(&OF_TORCHRUN).unwrap();
-        assert_eq!(numbers(&placement), [5, 8, 1, 4]);
-        assert_eq!(placement.source, Source::Torchrun);
-        assert_eq!(placement.master, master("node1", 29500));
-    }
-
-    #[test]
-    fn the_port_of_the_agent_of_torchrun_is_left_to_it() {
-        let mut variables = [&OF_TORCHRUN[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
-        assert_eq!(find(&variables).unwrap().master, master("node1", 29501));
-        variables[5].1 = "65535";
-        assert_eq!(find(&variables).unwrap().master, master("node1", 65534));
-        variables[6].1 = "False";
-        assert_eq!(find(&variables).unwrap().master, master("node1", 65535));
-    }
-
-    #[test]
-    fn an_address_of_ipv6_may_have_brackets() {
-        let mut variables = OF_TORCHRUN;
-        variables[4].1 = "[fe80::1]";
-        assert_eq!(find(&variables).unwrap().master, master("fe80::1", 29500));
-    }
-
-    #[test]
-    fn a_pod_with_one_process_needs_no_local_rank() {
-        let placement = find(&[
-            ("RANK", "3"),
-            ("WORLD_SIZE", "4"),
-            ("MASTER_ADDR", "job-master-0"),
-            ("MASTER_PORT", "23456"),
-        ])
-        .unwrap();
-        assert_eq!(numbers(&placement), [3, 4, 0, 1]);
-    }
-
-    #[test]
-    fn half_of_the_variables_is_an_error_that_names_the_other_half() {
-        let without = |missing: &str| {
-            let rest: Vec<_> = OF_TORCHRUN.into_iter().filter(|(name, _)| *name != missing).collect();
-            message(&rest)
-        };
-        assert!(without("RANK").starts_with("WORLD_SIZE is set and RANK is not"));
-        assert!(without("WORLD_SIZE").starts_with("RANK is set and WORLD_SIZE is not"));
-        assert!(without("MASTER_ADDR").starts_with("MASTER_PORT is set and MASTER_ADDR is not"));
-        assert!(without("MASTER_PORT").starts_with("MASTER_ADDR is set and MASTER_PORT is not"));
-        assert!(message(&OF_TORCHRUN[..4]).contains("MASTER_ADDR and MASTER_PORT are not"));
-    }
-
-    #[test]
-    fn contradictions_name_both_variables() {
-        let with = |name: &str, value: &'static str| {
-            let mut variables = OF_TORCHRUN;
-            for (variable, old) in &mut variables {
-                if *variable == name {
-                    *old = value;
-                }
-            }
-            message(&variables)
-        };
-        assert!(with("RANK", "8").contains("RANK is 8 and WORLD_SIZE is 8"));
-        assert!(with("LOCAL_RANK", "4").contains("LOCAL_RANK is 4 and LOCAL_WORLD_SIZE is 4"));
-        assert!(with("LOCAL_WORLD_SIZE", "9").contains("LOCAL_WORLD_SIZE is 9 and WORLD_SIZE is 8"));
-        assert!(with("RANK", "0").contains("LOCAL_RANK is 1 and RANK is 0"));
-        assert!(with("RANK", "one").contains("variable RANK is \"one\""));
-        assert!(with("RANK", "-1").contains("variable RANK is \"-1\""));
-        assert!(with("WORLD_SIZE", "0").contains("RANK is 5 and WORLD_SIZE is 0"));
-        assert!(with("MASTER_PORT", "0").contains("variable MASTER_PORT is \"0\""));
-        assert!(with("MASTER_PORT", "70000").contains("variable MASTER_PORT is \"70000\""));
-    }
-
-    #[test]
-    fn an_empty_variable_is_not_set() {
-        assert_eq!(
-            find(&[("RANK", ""), ("WORLD_SIZE", " ")]).unwrap().source,
-            Source::Alone
-        );
-    }
-
-    #[test]
-    fn a_step_of_slurm_says_all() {
-        let placement = find(&OF_SLURM).unwrap();
-        assert_eq!(numbers(&placement), [6, 7, 2, 3]);
-        assert_eq!(placement.source, Source::Slurm);
-        let (host, port) = placement.master.unwrap();
-        assert_eq!(host, "gpu07");
-        assert!(port >= 61440);
-    }
-
-    #[test]
-    fn a_job_of_slurm_without_a_step_is_one_process() {
-        // What a batch script sees before srun.
-        let placement = find(&[
-            ("SLURM_JOB_ID", "12345"),
-            ("SLURM_NTASKS", "16"),
-            ("SLURM_PROCID", "0"),
-            ("SLURM_LOCALID", "0"),
-            ("SLURM_NODELIST", "gpu[07-08]"),
-        ])
-        .unwrap();
-        assert_eq!((numbers(&placement), placement.source), ([0, 1, 0, 1], Source::Alone));
-    }
-
-    #[test]
-    fn the_shell_of_salloc_is_a_step_of_one_process() {
-        // It runs in a step of its own, and keeps the number of tasks of the job.
-        let mut variables = OF_SLURM.to_vec();
-        for (name, value) in &mut variables {
-            match *name {
-                "SLURM_PROCID" | "SLURM_LOCALID" | "SLURM_NODEID" => *value = "0",
-                "SLURM_STEP_NUM_TASKS" | "SLURM_STEP_TASKS_PER_NODE" => *value = "1",
-                _ => {}
-            }
-        }
-        let placement = find(&variables).unwrap();
-        assert_eq!(numbers(&placement), [0, 1, 0, 1]);
-        assert_eq!(placement.master, None);
-    }
-
-    #[test]
-    fn torchrun_within_a_step_goes_first() {
-        let variables = [&OF_SLURM[..], &OF_TORCHRUN[..]].concat();
-        assert_eq!(find(&variables).unwrap().source, Source::Torchrun);
-    }
-
-    #[test]
-    fn a_script_may_name_the_master_for_srun() {
-        let variables = [&OF_SLURM[..], &OF_TORCHRUN[4..]].concat();
-        let placement = find(&variables).unwrap();
-        assert_eq!(placement.source, Source::Slurm);
-        assert_eq!(placement.master, master("node1", 29500));
-    }
-
-    #[test]
-    fn contradictions_of_slurm_are_named() {
-        let mut variables = OF_SLURM;
-        variables[2].1 = "7";
-        assert!(message(&variables).contains("SLURM_PROCID is 7 and SLURM_STEP_NUM_TASKS is 7"));
-        let without = |missing: &str| {
-            let rest: Vec<_> = OF_SLURM.into_iter().filter(|(name, _)| *name != missing).collect();
-            message(&rest)
-        };
-        assert!(without("SLURM_PROCID").contains("SLURM_PROCID is not"));
-        assert!(without("SLURM_JOB_ID").contains("SLURM_JOB_ID is not"));
-    }
-
-    #[test]
-    fn mpirun_carries_the_address_itself() {
-        let placement = find(&OF_OPEN_MPI).unwrap();
-        assert_eq!(numbers(&placement), [3, 4, 1, 2]);
-        assert_eq!((placement.source, placement.master), (Source::OpenMpi, None));
-    }
-
-    #[test]
-    fn what_mpirun_starts_within_a_step_is_of_mpirun() {
-        let variables = [&OF_SLURM[..], &OF_OPEN_MPI[..]].concat();
-        assert_eq!(find(&variables).unwrap().source, Source::OpenMpi);
-        let of_hydra = [
-            ("PMI_RANK", "1"),
-            ("PMI_SIZE", "2"),
-            ("MPI_LOCALRANKID", "1"),
-            ("MPI_LOCALNRANKS", "2"),
-        ];
-        let variables = [&OF_SLURM[..], &of_hydra[..]].concat();
-        let placement = find(&variables).unwrap();
-        assert_eq!((numbers(&placement), placement.source), ([1, 2, 1, 2], Source::Mpich));
-    }
-
-    #[test]
-    fn a_step_with_a_process_manager_for_mpi_is_of_slurm() {
-        let variables = [&OF_SLURM[..], &[("PMI_RANK", "6"), ("PMI_SIZE", "7")]].concat();
-        assert_eq!(find(&variables).unwrap().source, Source::Slurm);
-    }
-
-    #[test]
-    fn a_process_manager_alone_will_do() {
-        let placement = find(&[("PMI_RANK", "1"), ("PMI_SIZE", "2")]).unwrap();
-        assert_eq!((numbers(&placement), placement.source), ([1, 2, 0, 1], Source::Mpich));
-        assert!(message(&[("PMI_SIZE", "2")]).starts_with("PMI_SIZE is set and PMI_RANK is not"));
-    }
-
-    #[test]
-    fn flags_go_first() {
-        let flags = Flags {
-            rank: Some(1),
-            world_size: Some(2),
-            local_rank: Some(1),
-            local_size: Some(2),
-            master: master("::1", 4000),
-        };
-        let placement = find_with(&flags, &OF_TORCHRUN).unwrap();
-        assert_eq!(numbers(&placement), [1, 2, 1, 2]);
-        assert_eq!(
-            (placement.source, placement.master),
-            (Source::Flags, master("::1", 4000))
-        );
-        let half = Flags {
-            world_size: None,
-            ..flags.clone()
-        };
-        assert!(find_with(&half, &[]).unwrap_err().message.contains("only one of"));
-        let nowhere = Flags { master: None, ..flags };
-        assert!(find_with(&nowhere, &[]).unwrap_err().message.contains("HOST:PORT"));
-    }
-
-    #[test]
-    fn a_master_on_the_command_line_goes_with_the_numbers_of_variables() {
-        let flags = Flags {
-            master: master("10.0.0.1", 4000),
-            ..Flags::default()
-        };
-        for variables in [&OF_TORCHRUN[..4], &OF_SLURM, &OF_OPEN_MPI] {
-            assert_eq!(find_with(&flags, variables).unwrap().master, flags.master);
-        }
-    }
-}
+mod tests;

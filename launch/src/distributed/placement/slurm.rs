@@ -55,10 +55,8 @@ pub(super) fn master(environment: Environment<'_>) -> Result<(String, u16), Fail
             ))
         })
     };
-    if let (Some(_), Some(_)) = (environment("MASTER_ADDR"), environment("MASTER_PORT"))
-        && let Some(master) = super::master(environment)?
-    {
-        return Ok(master);
+    if environment("MASTER_ADDR").is_some() && environment("MASTER_PORT").is_some() {
+        return super::master(environment);
     }
     let host = match environment("MASTER_ADDR") {
         Some(host) => host,

@@ -83,7 +83,10 @@ impl Guest {
             Message::Value { key } => self.course.change(|board| {
                 board.values.entry(key).or_insert(frame.body);
             }),
-            Message::End { exit, message } => self.course.conclude(Cause { exit, message }, |_| {}),
+            Message::End { exit, message } => {
+                self.nothing_to_wait_for();
+                self.course.conclude(Cause { exit, message }, |_| {});
+            }
             Message::Bye => self.course.change(|board| board.own.dismissed = true),
             Message::Beat
             | Message::Join { .. }
@@ -94,8 +97,15 @@ impl Guest {
         }
     }
 
+    /// A rank that has failed itself waits for the answer of rank 0, and gets none when rank 0 ends too.
+    fn nothing_to_wait_for(&self) {
+        self.course
+            .change(|board| board.own.dismissed |= board.phase == Phase::Over);
+    }
+
     /// Nothing more comes from rank 0.
     fn lose_host(&self, why: &Break) {
+        self.nothing_to_wait_for();
         let board = self.course.board();
         // After its good-bye rank 0 may go.
         if board.own.dismissed {

@@ -386,6 +386,40 @@ fn rank_0_may_fail_as_well() {
 }
 
 #[test]
+fn a_rank_that_fails_does_not_wait_for_a_rank_0_that_is_gone() {
+    for end in [
+        None,
+        Some(Message::End {
+            exit: 2,
+            message: "the same".to_owned(),
+        }),
+    ] {
+        let mut world = World::new(2);
+        world.pace.farewell = LONG * 2;
+        let host = world.puppet_host();
+        let guest = world.start(1).join().unwrap().unwrap();
+        let mut host = host.join().unwrap();
+        let (done, returned) = mpsc::channel();
+        let session = guest.session.clone();
+        thread::spawn(move || {
+            session.fail(Exit::Usage, "the data has no sample");
+            done.send(()).unwrap();
+        });
+        let fail = Message::Fail {
+            exit: 2,
+            message: "the data has no sample".to_owned(),
+        };
+        while Frame::read(&mut host).unwrap().message != fail {}
+        match end {
+            None => drop(host),
+            Some(end) => host.write_all(&Frame::from(end).encode().unwrap()).unwrap(),
+        }
+        returned.recv_timeout(LONG).unwrap();
+        assert!(guest.goes_on());
+    }
+}
+
+#[test]
 fn a_failure_that_another_rank_has_caused_is_put_down_to_that_rank() {
     let mut world = World::new(3);
     world.pace.grace = LONG;
