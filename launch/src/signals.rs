@@ -11,8 +11,9 @@ use crate::logging;
 
 /// Two signals closer than this are one: `timeout` and terminals signal the process and its group, a moment apart.
 const SAME: Duration = Duration::from_millis(50);
-/// mpirun ends ranks with SIGTERM because another one has failed. Such a rank is gone before it would say that it saves.
-const BEFORE_SAYING: Duration = Duration::from_millis(500);
+/// mpirun ends ranks with SIGTERM when another one has failed, and a second later for good. They are gone before they would say that
+/// they save.
+const BEFORE_SAYING: Duration = Duration::from_secs(2);
 
 /// Listens from now on. The flag is set when the run should finish its step, save and leave.
 ///
@@ -32,7 +33,7 @@ pub(crate) fn stop_flag() -> Result<StopFlag, Failure> {
                     shared.stop();
                     let name = signal_hook::low_level::signal_name(signal).unwrap_or("signal");
                     let said = format!("{name}: finishing the step, then saving; once more to leave at once");
-                    if logging::is_alone() {
+                    if logging::is_alone() || (logging::is_first() && signal != SIGTERM) {
                         logging::say(&said);
                     } else if logging::is_first() {
                         std::thread::spawn(move || {

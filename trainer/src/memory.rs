@@ -74,9 +74,14 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 }
 
-/// Bytes allocated at most at one time since the start; 0 when the binary does not count.
+/// Bytes allocated at most at one time since the start, or since [`forget_peak`]; 0 when the binary does not count.
 pub fn peak_bytes() -> u64 {
     PEAK.load(Ordering::Relaxed) as u64
+}
+
+/// From here on [`peak_bytes`] is of what is allocated now and later: what was only there to look at something does not count.
+pub fn forget_peak() {
+    PEAK.store(CURRENT.load(Ordering::Relaxed), Ordering::Relaxed);
 }
 
 /// Bytes that are allocated now; 0 when the binary does not count.

@@ -39,13 +39,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
         .and_then(|recipe| Ok((distributed::start(placement.clone(), &recipe)?, recipe)));
     let (group, recipe) = started.map_err(|failure| distributed::before_all_met(&placement, failure))?;
     launcher::follow(placement.rank, group.emergency());
-    match work(arguments, recipe, global, &group) {
-        Ok(exit) => {
-            group.finish();
-            Ok(exit)
-        }
-        Err(failure) => Err(group.fail(failure)),
-    }
+    let result = work(arguments, recipe, global, &group);
+    group.end(result)
 }
 
 /// The part of one process.

@@ -31,8 +31,8 @@ impl Backend {
         }
     }
 
-    /// The backend of a device.
-    pub(super) fn of_device(device: Device) -> Self {
+    /// The backend between devices of a kind.
+    pub(crate) fn of_device(device: Device) -> Self {
         if is_cuda(device) { Self::Nccl } else { Self::Mpi }
     }
 
@@ -84,27 +84,13 @@ pub(super) fn device_of_rank(wanted: Device, local_rank: usize) -> Device {
     }
 }
 
-/// What tells a rank's GPU from all others: the driver's name for it; without one, the number by which it alone is visible on its host.
+/// What tells the only visible GPU from those that other ranks of the host see alone.
 pub(super) fn device_id(device: Device, host: &str) -> Option<String> {
-    if !matches!(device, Device::Cuda(_) | Device::TchCuda(_)) {
-        return None;
-    }
-    uuid(device).or_else(|| {
-        let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok()?;
-        (!visible.is_empty() && !visible.contains(',')).then(|| format!("{host}/{visible}"))
-    })
-}
-
-#[cfg(feature = "nvidia")]
-fn uuid(device: Device) -> Option<String> {
-    use interlingua_trainer::device::{cuda, wanted_gpu};
-
-    cuda::uuid(wanted_gpu(device)?.index)
-}
-
-#[cfg(not(feature = "nvidia"))]
-fn uuid(_: Device) -> Option<String> {
-    None
+    let is_gpu = matches!(device, Device::Cuda(_) | Device::TchCuda(_));
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    visible
+        .filter(|visible| is_gpu && !visible.is_empty() && !visible.contains(','))
+        .map(|visible| format!("{host}/{visible}"))
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use interlingua_recipes::{Device, Recipe};
 use interlingua_trainer::collectives::{Alone, Collectives};
+use interlingua_trainer::memory::forget_peak;
 
 pub(crate) use self::backend::{Backend, visible_gpus};
 use self::placement::{Flags, Placement};
@@ -88,39 +89,40 @@ pub(crate) fn before_all_met(placement: &Placement, failure: Failure) -> Failure
 /// the connection between them is at fault.
 pub(crate) fn start(placement: Placement, recipe: &Recipe) -> Result<Group, Failure> {
     if placement.world_size == 1 {
-        return Ok(Group {
-            placement,
-            device: recipe.model.device,
-            collectives: Arc::new(Alone),
-            session: None,
-            #[cfg(feature = "mpi")]
-            library: None,
-        });
+        return Ok(Group::of_one(placement, recipe.model.device));
     }
+    let backend = Backend::of(recipe);
     let (text, data) = (recipe.to_toml().map_err(Failure::usage)?, data_files::describe(recipe)?);
-    connect(placement, Backend::of(recipe), recipe.model.device, text, data)
+    meet(placement, backend, recipe.model.device, text, data)
 }
 
-/// Brings several processes together that train nothing: each computes on a device of the same kind.
+/// Brings processes together that have no recipe, on devices of a kind.
 ///
 /// # Errors
-/// Those of [`start`].
-pub(crate) fn start_without_recipe(placement: Placement, device: Device) -> Result<Group, Failure> {
-    // What all ranks have to agree in.
-    let text = format!("device = \"{device}\"");
-    connect(placement, Backend::of_device(device), device, text, String::new())
+/// As [`start`].
+pub(crate) fn start_on(placement: Placement, device: Device) -> Result<Group, Failure> {
+    if placement.world_size == 1 {
+        return Ok(Group::of_one(placement, device));
+    }
+    meet(
+        placement,
+        Backend::of_device(device),
+        device,
+        String::new(),
+        String::new(),
+    )
 }
 
-fn connect(
+fn meet(
     placement: Placement,
     backend: Backend,
-    wanted: Device,
+    device: Device,
     recipe: String,
     data: String,
 ) -> Result<Group, Failure> {
     tracing::info!("{} ranks, known from {}", placement.world_size, placement.source);
     backend.is_built_in()?;
-    let device = backend::device_of_rank(wanted, placement.local_rank);
+    let device = backend::device_of_rank(device, placement.local_rank);
     let hello = Hello {
         host: placement.host.clone(),
         device: device.to_string(),
@@ -170,7 +172,7 @@ fn with_mpi(placement: Placement, device: Device, hello: Hello) -> Result<Group,
         hello,
         join_time()?,
     )?;
-    session.on_end(Box::new(|| mpi::abort(Exit::Failed.code())));
+    session.on_end(Box::new(mpi::abort));
     threads::share(&session, placement.rank);
     Ok(Group {
         placement,
@@ -217,6 +219,17 @@ fn with_nccl(placement: Placement, device: Device, hello: Hello) -> Result<Group
 }
 
 impl Group {
+    fn of_one(placement: Placement, device: Device) -> Self {
+        Self {
+            placement,
+            device,
+            collectives: Arc::new(Alone),
+            session: None,
+            #[cfg(feature = "mpi")]
+            library: None,
+        }
+    }
+
     /// Whether this process speaks for all.
     pub(crate) fn is_first(&self) -> bool {
         self.placement.rank == 0
@@ -245,6 +258,7 @@ impl Group {
         tracing::info!("all ranks are there:\n{}", anstream::adapter::strip_str(&peers));
         let device = interlingua_trainer::device::device(self.device)?;
         let fabric = preflight::check(&*self.collectives, &device)?;
+        forget_peak();
         tracing::info!(
             "fabric: {} ranks, all-reduce of {}: {}/s per rank",
             self.placement.world_size,
@@ -272,9 +286,23 @@ impl Group {
         Ok(())
     }
 
+    /// The end of this process's part: a good-bye after a result, word to the others of a failure.
+    ///
+    /// # Errors
+    /// The failure; its message is empty if it has been said.
+    pub(crate) fn end(self, result: CommandResult) -> CommandResult {
+        match result {
+            Ok(exit) => {
+                self.finish();
+                Ok(exit)
+            }
+            Err(failure) => Err(self.fail(failure)),
+        }
+    }
+
     /// This process is going to end with a failure: the others are told, and end with the same exit code. Rank 0 says what it was, here
     /// or where it is told; a failure that comes back says nothing a second time.
-    pub(crate) fn fail(&self, failure: Failure) -> Failure {
+    fn fail(&self, failure: Failure) -> Failure {
         let Some(session) = &self.session else {
             return failure;
         };
@@ -300,7 +328,7 @@ impl Group {
     }
 
     /// The good-bye of a rank that is done. Returns when all are.
-    pub(crate) fn finish(self) {
+    fn finish(self) {
         let Some(session) = self.session else {
             return;
         };

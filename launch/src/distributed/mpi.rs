@@ -75,7 +75,9 @@ pub(crate) fn start(placement: &Placement) -> Result<(Library, Mpi), Failure> {
 
 /// Ends all ranks at once, from any thread, whatever they wait for.
 pub(crate) fn abort(exit_code: u8) {
-    SimpleCommunicator::world().abort(i32::from(exit_code));
+    if !mpi::environment::is_finalized() {
+        SimpleCommunicator::world().abort(i32::from(exit_code));
+    }
 }
 
 /// All ranks that mpirun or srun has started.

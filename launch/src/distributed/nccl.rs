@@ -48,6 +48,6 @@ pub(super) fn connect(
         Box::new(on_failure),
     )?;
     let aborted = ranks.clone();
-    session.on_end(Box::new(move || aborted.abort()));
+    session.on_end(Box::new(move |_| aborted.abort()));
     Ok(ranks.collectives())
 }

@@ -16,7 +16,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::course::{Leave, leave_process};
+use self::course::{Hook, Leave, leave_process};
 use self::guest::Guest;
 use self::host::Host;
 use crate::distributed::placement::Placement;
@@ -124,7 +124,7 @@ impl Session {
 
     /// Calls `hook` right before this process ends because of another rank, to abort what it does with the others. A hook that does not
     /// return is left behind after 5 s.
-    pub(crate) fn on_end(&self, hook: Box<dyn Fn() + Send + Sync>) {
+    pub(crate) fn on_end(&self, hook: Hook) {
         match &self.part {
             Part::Host(host) => host.on_end(hook),
             Part::Guest(guest) => guest.on_end(hook),

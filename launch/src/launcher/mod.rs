@@ -58,7 +58,7 @@ pub(crate) fn run(
         }
         tracing::warn!(
             "{}; starting again from the last checkpoint, for the {}. time of {max_restarts} at the most",
-            reason.unwrap_or_else(|| "a process failed".to_owned()),
+            reason.unwrap_or_else(|| "A rank has failed".to_owned()),
             restart + 1
         );
         // What this run has written is what the next one goes on from.

@@ -1,6 +1,6 @@
 //! Ranks on the CPUs of this host: mpirun starts them.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -44,6 +44,10 @@ impl Start for Mpirun {
         // A rank that waits for others leaves its core to them where there are fewer cores than ranks.
         if self.count > crate::machine::cores() {
             command.env("OMPI_MCA_mpi_yield_when_idle", "1");
+        }
+        // mpirun gives its ranks a terminal for their standard output, whatever this one's goes to.
+        if !io::stdout().is_terminal() {
+            command.env("NO_COLOR", "1");
         }
         ranks::forget_place(&mut command);
         lifeline::hold(&mut command, false);

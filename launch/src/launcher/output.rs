@@ -131,9 +131,12 @@ impl Merged {
     }
 }
 
-/// An error without the rank that it happened on: "rank 1 on HOST: " before it.
+/// An error without the rank that it happened on, "Rank 1 on HOST: " before it. When ranks miss each other, the first word counts.
 fn essence(error: &str) -> &str {
-    let after_rank = error.strip_prefix("rank ").and_then(|rest| {
+    if error.starts_with("Rank ") && error.contains(" is lost: ") {
+        return "lost";
+    }
+    let after_rank = error.strip_prefix("Rank ").and_then(|rest| {
         let rest = rest.trim_start_matches(|digit: char| digit.is_ascii_digit());
         let (host, message) = rest.strip_prefix(" on ")?.split_once(": ")?;
         (!host.contains(' ')).then_some(message)
@@ -141,14 +144,14 @@ fn essence(error: &str) -> &str {
     after_rank.unwrap_or(error)
 }
 
-/// What mpirun says of a process that a signal ended, as "rank 1 on HOST was ended by signal 9 (Killed)".
+/// What mpirun says of a process that a signal ended, as "Rank 1 on HOST was ended by signal 9 (Killed)".
 fn signal_of(line: &str) -> Option<String> {
     let (_, rest) = line.split_once("process rank ")?;
     let (rank, rest) = rest.split_once(' ')?;
     let (_, rest) = rest.split_once(" on node ")?;
     let (host, rest) = rest.split_once(' ')?;
     let signal = rest.strip_prefix("exited on signal ")?.trim_end_matches('.');
-    Some(format!("rank {rank} on {host} was ended by signal {signal}"))
+    Some(format!("Rank {rank} on {host} was ended by signal {signal}"))
 }
 
 #[cfg(test)]
@@ -165,7 +168,7 @@ mod tests {
         assert_eq!(line(told), None);
         assert_eq!(
             merged.reason.as_deref(),
-            Some("rank 1 on gpu07 was ended by signal 9 (Killed)")
+            Some("Rank 1 on gpu07 was ended by signal 9 (Killed)")
         );
         assert_eq!(merged.held_back, ["-----", told]);
     }
@@ -175,10 +178,11 @@ mod tests {
         let mut merged = Merged::default();
         let mut line = |text: &str, rank| merged.line(text, Writer::Rank(rank));
         assert_eq!(line("error: no data", 1).as_deref(), Some("[rank 1] error: no data"));
-        assert_eq!(line("[rank 0] error: rank 1 on vm: no data", 0), None);
+        assert_eq!(line("[rank 0] error: Rank 1 on vm: no data", 0), None);
         assert_eq!(line("[rank 2] error: no data", 2), None);
         assert!(line("[rank 2] error: other", 2).is_some());
-        assert!(line("[rank 2] error: rank 1 on vm was lost: gone", 2).is_some());
+        assert!(line("[rank 2] error: Rank 1 on vm is lost: silence", 2).is_some());
+        assert_eq!(line("[rank 1] error: Rank 0 on vm is lost: it has ended", 1), None);
         assert!(line("[rank 0] no data", 0).is_some());
     }
 }

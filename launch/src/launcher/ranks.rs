@@ -97,7 +97,7 @@ impl Start for Ranks {
             if let Some(stderr) = child.stderr.take() {
                 output.read(stderr, Writer::Rank(rank));
             }
-            processes.push(Watched::new(format!("rank {rank}"), child));
+            processes.push(Watched::new(format!("Rank {rank}"), child));
         }
         Ok(processes)
     }

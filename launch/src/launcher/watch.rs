@@ -174,7 +174,7 @@ mod tests {
         let processes = scripts.iter().enumerate().map(|(rank, script)| {
             let mut command = Command::new("sh");
             command.args(["-c", script]).stdin(Stdio::null());
-            Watched::new(format!("rank {rank}"), command.spawn().unwrap())
+            Watched::new(format!("Rank {rank}"), command.spawn().unwrap())
         });
         until_the_end(processes.collect(), &mut Signals::new([0_i32; 0]).unwrap())
     }
@@ -197,6 +197,6 @@ mod tests {
     fn a_process_that_a_signal_ended_is_named() {
         let ending = end_of(&["exit 1", "kill -KILL $$"]);
         assert_eq!(ending.exit, Exit::Failed);
-        assert_eq!(ending.reason.as_deref(), Some("rank 1 was ended by signal 9 (SIGKILL)"));
+        assert_eq!(ending.reason.as_deref(), Some("Rank 1 was ended by signal 9 (SIGKILL)"));
     }
 }

@@ -1,6 +1,5 @@
 //! `doctor --collectives`: what ranks say to each other against what they ought to hear, on one device.
 
-use burn::tensor::Device as BurnDevice;
 use interlingua_recipes::Device;
 use interlingua_trainer::collectives::Collectives;
 use interlingua_trainer::collectives::check::{CollectiveCheck, collective_checks, one_rank};
@@ -8,36 +7,30 @@ use interlingua_trainer::device::device;
 use serde_json::json;
 
 use crate::cli::Global;
+use crate::distributed;
 use crate::exit::{CommandResult, Exit, Failure};
-use crate::{distributed, logging, output, style};
+use crate::{logging, output, style};
 
-/// Runs the checks and prints a line for each: on one process, or on all that a launcher has started. A difference is no error; it ends
-/// with exit code 1.
+/// Runs the checks and prints a line for each. A difference is no error; it ends with exit code 1.
 ///
 /// # Errors
 /// When the device cannot be used, the ranks cannot be connected, or standard output cannot be written.
 pub(super) fn run(wanted: Device, global: &Global) -> CommandResult {
     let placement = distributed::placement()?;
     if placement.world_size == 1 {
-        let device = device(wanted).map_err(Failure::from)?;
-        return check(wanted, &device, &*one_rank(&device)?, global);
+        let device = device(wanted)?;
+        return check(&*one_rank(&device)?, &device, wanted, global);
     }
     logging::of_rank(placement.rank, global.verbose > 0);
-    let group = distributed::start_without_recipe(placement.clone(), wanted)
+    let group = distributed::start_on(placement.clone(), wanted)
         .map_err(|failure| distributed::before_all_met(&placement, failure))?;
     let checked = device(group.device())
         .map_err(Failure::from)
-        .and_then(|device| check(group.device(), &device, &*group.collectives(), global));
-    match checked {
-        Ok(exit) => {
-            group.finish();
-            Ok(exit)
-        }
-        Err(failure) => Err(group.fail(failure)),
-    }
+        .and_then(|device| check(&*group.collectives(), &device, wanted, global));
+    group.end(checked)
 }
 
-fn check(on: Device, device: &BurnDevice, ranks: &dyn Collectives, global: &Global) -> CommandResult {
+fn check(ranks: &dyn Collectives, device: &burn::tensor::Device, wanted: Device, global: &Global) -> CommandResult {
     let checks = collective_checks(ranks, device);
     let failed = checks.iter().filter(|check| !check.passed()).count();
     // One table is enough where every rank has the same.
@@ -50,7 +43,7 @@ fn check(on: Device, device: &BurnDevice, ranks: &dyn Collectives, global: &Glob
             })
         });
         output::json(&json!({
-            "device": on.to_string(), "rank": ranks.rank(), "world_size": ranks.world_size(),
+            "device": wanted.to_string(), "rank": ranks.rank(), "world_size": ranks.world_size(),
             "passed": failed == 0, "checks": rows.collect::<Vec<_>>(),
         }))?;
     } else if speaks {
@@ -58,11 +51,9 @@ fn check(on: Device, device: &BurnDevice, ranks: &dyn Collectives, global: &Glob
             output::line(line(check))?;
         }
         output::line(format!(
-            "{} of {} checks passed on {on}, rank {} of {}",
+            "{} of {} checks passed on {wanted}, {ranks:?}",
             checks.len() - failed,
-            checks.len(),
-            ranks.rank(),
-            ranks.world_size()
+            checks.len()
         ))?;
     }
     Ok(if failed == 0 { Exit::Done } else { Exit::Failed })

@@ -15,8 +15,8 @@ use crate::logging;
 /// Ends the process.
 pub(super) type Leave = Box<dyn Fn(u8) + Send + Sync>;
 
-/// What is done right before that.
-type Hook = Box<dyn Fn() + Send + Sync>;
+/// What is done right before that. It is given the exit code.
+pub(crate) type Hook = Box<dyn Fn(u8) + Send + Sync>;
 
 /// Ends this process at once: locks, buffers and libraries that wait for other ranks have no say.
 pub(super) fn leave_process(code: u8) {
@@ -156,7 +156,7 @@ impl<T: Send> Course<T> {
             logging::error(&cause.message);
             for hook in &*self.hooks.lock().unwrap_or_else(PoisonError::into_inner) {
                 // A hook that fails has nothing more to abort.
-                let _ = catch_unwind(AssertUnwindSafe(hook));
+                let _ = catch_unwind(AssertUnwindSafe(|| hook(cause.exit)));
             }
             drop(done);
         });

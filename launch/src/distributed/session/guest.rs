@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::Place;
-use super::course::{Cause, Course, Leave, Phase};
+use super::course::{Cause, Course, Hook, Leave, Phase};
 use super::host::lost;
 use crate::distributed::store::{Break, Frame, Hello, Link, Message, Peer, Reader, connect};
 use crate::exit::{Exit, Failure};
@@ -144,7 +144,7 @@ impl Guest {
         }
     }
 
-    pub(super) fn on_end(&self, hook: Box<dyn Fn() + Send + Sync>) {
+    pub(super) fn on_end(&self, hook: Hook) {
         self.course.on_end(hook);
     }
 

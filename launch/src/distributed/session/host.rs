@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Place;
 use super::agreement::{ranks, sentence};
-use super::course::{Board, Cause, Course, Leave, Phase};
+use super::course::{Board, Cause, Course, Hook, Leave, Phase};
 use super::hall::Hall;
 use crate::distributed::store::{Break, Frame, Hello, Link, Message, Peer, Reader};
 use crate::exit::{Exit, Failure};
@@ -202,7 +202,7 @@ impl Host {
         }
     }
 
-    pub(super) fn on_end(&self, hook: Box<dyn Fn() + Send + Sync>) {
+    pub(super) fn on_end(&self, hook: Hook) {
         self.course.on_end(hook);
     }
 

@@ -446,11 +446,11 @@ fn hooks_come_before_the_end() {
     let puppet = world.puppet(1);
     let host = host.join().unwrap().unwrap();
     let (called, calls) = mpsc::channel();
-    host.session.on_end(Box::new(|| panic!("a hook that fails")));
-    host.session.on_end(Box::new(move || called.send("second").unwrap()));
+    host.session.on_end(Box::new(|_| panic!("a hook that fails")));
+    host.session.on_end(Box::new(move |exit| called.send(exit).unwrap()));
     drop(puppet);
     assert_eq!(host.end().0, 1);
-    assert_eq!(calls.try_recv(), Ok("second"));
+    assert_eq!(calls.try_recv(), Ok(1));
 }
 
 #[test]
@@ -462,7 +462,7 @@ fn a_hook_that_hangs_does_not_keep_the_process_from_ending() {
     let host = host.join().unwrap().unwrap();
     let (release, released): (Sender<()>, _) = mpsc::channel();
     let released = Mutex::new(released);
-    host.session.on_end(Box::new(move || {
+    host.session.on_end(Box::new(move |_| {
         let _ = released.lock().unwrap().recv();
     }));
     drop(puppet);
