@@ -38,7 +38,7 @@ pub fn padded_piece(vector: &Tensor<1>, rank: usize, world_size: usize) -> Tenso
 pub fn copied(part: Tensor<1>) -> Tensor<1> {
     let length = part.dims()[0];
     let zeros = Tensor::zeros([length], (&part.device(), part.dtype()));
-    zeros.slice_assign([0..length], part)
+    zeros.slice_assign(0..length, part)
 }
 
 /// Parts put behind one another, in memory of their own.

@@ -145,7 +145,7 @@ impl SpreadInt {
         let zeros = Tensor::<1, Int>::zeros([full], (&vector.device(), vector.dtype()));
         let own = match range.len() {
             0 => zeros,
-            count => zeros.slice_assign([0..count], vector.clone().narrow(0, range.start, count)),
+            count => zeros.slice_assign(0..count, vector.clone().narrow(0, range.start, count)),
         };
         Self {
             length,
