@@ -263,8 +263,8 @@ impl<'a> Step<'a> {
         moments
     }
 
-    /// The end of a step of several processes: all gradients and a bucket of them; and, where each process updates pieces, a bucket
-    /// of new values, as it came and as parameters.
+    /// The end of a step of several processes: all gradients, and a bucket of them as it is sent and as it comes; and, where each
+    /// process updates pieces, a bucket of new values, as it came and as parameters.
     fn processes_meet(&self) -> [Moment; 2] {
         let Share {
             kept, updated, bucket, ..
@@ -276,7 +276,7 @@ impl<'a> Step<'a> {
         };
         [
             Moment {
-                gradients: F32 * (kept + bucket),
+                gradients: F32 * (kept + 2 * bucket),
                 ..Moment::default()
             },
             Moment {
