@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{LazyLock, Mutex, OnceLock};
 
+use anstream::AutoStream;
 use indicatif::MultiProgress;
 use interlingua_trainer::memory::out_of_memory_message;
 use tracing::{Event, Level, Subscriber};
@@ -92,9 +93,12 @@ pub(crate) fn start(quiet: bool, verbose: u8) {
 
 /// Writes a line to standard error.
 pub(crate) fn say(line: &str) {
-    // Standard error may be closed; there is nowhere left to say so.
+    let mut written = AutoStream::new(Vec::new(), AutoStream::choice(&io::stderr()));
+    // Memory takes everything. Standard error may be closed; there is nowhere left to say so. One call writes the whole line, so that
+    // lines of several processes do not run into each other.
+    let _ = writeln!(written, "{}", marked(line));
     BARS.suspend(|| {
-        let _ = writeln!(anstream::stderr(), "{}", marked(line));
+        let _ = io::stderr().write_all(&written.into_inner());
     });
 }
 

@@ -2,6 +2,7 @@
 
 pub mod adapter_run;
 pub mod binary;
+pub mod hosts;
 pub mod numbers;
 pub mod ranks;
 pub mod tiny;

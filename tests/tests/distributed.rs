@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use interlingua_tests::adapter_run::write;
 use interlingua_tests::binary::{Ran, Scratch, path};
+use interlingua_tests::hosts::Hosts;
 use interlingua_tests::numbers::{assert_close, column};
 use interlingua_tests::ranks::Running;
 
@@ -119,6 +120,7 @@ fn two_and_four_processes_compute_what_one_computes() {
     for (ranks, settings, strategy) in [
         ("2", TWO, "distributed.strategy=ddp"),
         ("2", TWO, "distributed.strategy=zero1"),
+        ("2", TWO, "distributed.strategy=zero3"),
         ("4", FOUR, "distributed.strategy=ddp"),
     ] {
         let several = scratch();
@@ -221,6 +223,49 @@ fn a_rank_that_stops_responding_is_lost() {
     ran.refuses(1, &["Rank 1 on ", "20 s"]);
     assert!(!ran.stderr.contains("Rank 0 on "), "{ran:#?}");
     running.wait_until_all_are_gone(GONE);
+    goes_on_as_undisturbed(&scratch);
+}
+
+#[test]
+fn two_hosts_meet_and_part() {
+    let scratch = scratch();
+    let Some(hosts) = Hosts::new(&scratch) else {
+        eprintln!("passed over: hosts of a test take root, ip and unshare");
+        return;
+    };
+    let command = |settings: &[&[&str]]| {
+        let arguments = with_settings(&["-n", "2", binary(), "train", "recipe.toml"], settings);
+        hosts.spread(&mpirun(&scratch, &arguments))
+    };
+    let ran = Ran::from(command(&[&TWO, &LONG]).output().expect("ip starts"));
+    ran.refuses(0, &["0     gpu00  cpu", "1     gpu01  cpu"]);
+    assert_same_losses(&scratch.path("run"), &undisturbed().path("run"));
+    assert_close(&adapter(&scratch), &adapter(undisturbed()), 1e-3);
+
+    let endless = command(&[
+        &TWO,
+        &["train.steps=100000", "train.checkpoint_every=100000", "output=cut"],
+    ]);
+    let mut running = Running::start(&scratch, endless);
+    running.wait_for_step(&scratch.path("cut"), 5);
+    hosts.cut();
+    running.wait_until_all_are_gone(GONE);
+    // mpirun waits for its other half.
+    running.signal("-KILL");
+    let ran = running.end();
+    assert!(ran.stderr.contains("error: Rank 1 on gpu01 is lost"), "{ran:#?}");
+}
+
+#[test]
+fn a_disk_that_is_full_on_one_rank_ends_all() {
+    let scratch = scratch();
+    let train = with_settings(&[binary(), "train", "recipe.toml"], &[&TWO, &LONG]);
+    // Files of a limited size fail as those of a full disk do: 10 KiB, and a checkpoint has more.
+    let full = format!("trap '' XFSZ; ulimit -f 20; exec {}", train.join(" "));
+    let arguments = [&["-n", "1", "sh", "-c", &full, ":", "-n", "1"][..], &train].concat();
+    let ran = Ran::from(mpirun(&scratch, &arguments).output().expect("mpirun starts"));
+    ran.refuses(1, &["checkpoint-2", "File too large"]);
+    assert!(!scratch.path("run/checkpoint-2").exists());
     goes_on_as_undisturbed(&scratch);
 }
 

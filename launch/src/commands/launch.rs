@@ -5,7 +5,7 @@ use clap::Args;
 use crate::cli::Global;
 use crate::distributed::{self, Backend, SECRET};
 use crate::exit::{CommandResult, Failure};
-use crate::launcher::{self, FRESH, Mpirun, Ranks};
+use crate::launcher::{self, FRESH, Mpirun, Ranks, program};
 use crate::recipe::{self, RecipeArgument};
 
 /// Trains with several processes: one for each GPU of this host, or as many as are asked for on its CPU, through mpirun.
@@ -15,7 +15,8 @@ use crate::recipe::{self, RecipeArgument};
 #[command(after_help = "Example: interlingua launch --nproc 4 recipes/quickstart.toml\n\n\
     Example, on each of two hosts with eight GPUs, R being 0 and 1, with one INTERLINGUA_SECRET on both:\n\
     interlingua launch --nproc 8 --nnodes 2 --node-rank R --rendezvous node0:29500 recipe.toml\n\n\
-    Under srun, mpirun or torchrun there is nothing to launch: `interlingua train` finds its rank itself.")]
+    Under srun, mpirun or torchrun there is nothing to launch: `interlingua train` finds its rank itself.\n\
+    INTERLINGUA_JOIN_SECONDS: how long ranks wait for each other in the beginning (600).")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     recipe: RecipeArgument,
@@ -73,8 +74,11 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
     let (restarts, verbose) = (arguments.max_restarts, global.verbose > 0);
     match backend {
         Backend::Mpi => {
-            let count = processes_on_a_cpu(arguments)?;
-            launcher::run(&Mpirun { count }, of_train, restarts, verbose)
+            let mpirun = Mpirun {
+                program: program()?,
+                count: processes_on_a_cpu(arguments)?,
+            };
+            launcher::run(&mpirun, of_train, restarts, verbose)
         }
         Backend::Nccl => launcher::run(&ranks(arguments)?, of_train, restarts, verbose),
     }
@@ -123,6 +127,7 @@ fn ranks(arguments: &Arguments) -> Result<Ranks, Failure> {
         Failure::usage("No GPU is to be seen on this host. `interlingua doctor` says what is missing; --nproc N asks for N processes.")
     })?;
     Ok(Ranks {
+        program: program()?,
         local_size,
         node_rank,
         nodes: nnodes,

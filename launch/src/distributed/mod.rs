@@ -7,7 +7,6 @@ mod backend;
 mod data_files;
 #[cfg(feature = "mpi")]
 mod mpi;
-#[cfg(feature = "cuda")]
 mod nccl;
 mod placement;
 mod preflight;
@@ -183,13 +182,7 @@ fn with_mpi(placement: Placement, device: Device, hello: Hello) -> Result<Group,
     })
 }
 
-#[cfg(not(feature = "cuda"))]
-fn with_nccl(_: Placement, _: Device, _: Hello) -> Result<Group, Failure> {
-    Err(Failure::usage(backend::WITHOUT_CUDA))
-}
-
 /// The store comes first, and carries the name of NCCL's communicator.
-#[cfg(feature = "cuda")]
 fn with_nccl(placement: Placement, device: Device, hello: Hello) -> Result<Group, Failure> {
     let Some(address) = placement.master.clone() else {
         return Err(Failure::usage(format!(
@@ -199,23 +192,29 @@ fn with_nccl(placement: Placement, device: Device, hello: Hello) -> Result<Group
         )));
     };
     let secret = secret::of_environment(placement.source)?;
-    let session = Session::join(&placement, None, &address, &secret, hello, join_time()?)?;
+    let listener = match placement.rank {
+        0 => Some(Session::listen(&address)?.0),
+        _ => None,
+    };
+    let session = Session::join(&placement, listener, &address, &secret, hello, join_time()?)?;
     threads::share(&session, placement.rank);
-    let collectives = match nccl::connect(&session, &placement, device) {
-        Ok(collectives) => collectives,
+    match nccl::connect(&session, &placement, device) {
+        Ok((collectives, abort)) => {
+            session.on_end(abort);
+            Ok(Group {
+                placement,
+                device,
+                collectives,
+                session: Some(session),
+                #[cfg(feature = "mpi")]
+                library: None,
+            })
+        }
         Err(failure) => {
             session.fail(failure.exit, &failure.message);
-            return Err(failure);
+            Err(failure)
         }
-    };
-    Ok(Group {
-        placement,
-        device,
-        collectives,
-        session: Some(session),
-        #[cfg(feature = "mpi")]
-        library: None,
-    })
+    }
 }
 
 impl Group {

@@ -4,25 +4,28 @@ use std::sync::Arc;
 
 use interlingua_recipes::Device;
 use interlingua_trainer::collectives::Collectives;
-use interlingua_trainer::collectives::nccl::{ID_BYTES, Nccl};
 
 use super::placement::Placement;
-use super::session::Session;
-use crate::exit::{Exit, Failure};
-use crate::logging;
+use super::session::{Hook, Session};
+use crate::exit::Failure;
 
-/// The key of the communicator's name.
-const NAME: &str = "nccl";
+/// What carries numbers to the others, and what aborts it.
+type Connected = (Arc<dyn Collectives>, Hook);
 
 /// Connects this rank's GPU with the others.
 ///
 /// # Errors
 /// When NCCL is not there, or cannot connect.
-pub(super) fn connect(
-    session: &Session,
-    placement: &Placement,
-    device: Device,
-) -> Result<Arc<dyn Collectives>, Failure> {
+#[cfg(feature = "cuda")]
+pub(super) fn connect(session: &Session, placement: &Placement, device: Device) -> Result<Connected, Failure> {
+    use interlingua_trainer::collectives::nccl::{ID_BYTES, Nccl};
+
+    use crate::exit::Exit;
+    use crate::logging;
+
+    /// The key of the communicator's name.
+    const NAME: &str = "nccl";
+
     let device = interlingua_trainer::device::device(device)?;
     if placement.rank == 0 {
         session.set(NAME, &Nccl::unique_id()?);
@@ -47,7 +50,15 @@ pub(super) fn connect(
         &device,
         Box::new(on_failure),
     )?;
-    let aborted = ranks.clone();
-    session.on_end(Box::new(move |_| aborted.abort()));
-    Ok(ranks.collectives())
+    let collectives = ranks.collectives();
+    Ok((collectives, Box::new(move |_| ranks.abort())))
+}
+
+/// Connects this rank's GPU with the others.
+///
+/// # Errors
+/// Always: this binary was built without CUDA.
+#[cfg(not(feature = "cuda"))]
+pub(super) fn connect(_: &Session, _: &Placement, _: Device) -> Result<Connected, Failure> {
+    Err(Failure::usage(super::backend::WITHOUT_CUDA))
 }

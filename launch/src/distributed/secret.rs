@@ -1,6 +1,5 @@
 //! What the processes of a run know, and nobody else.
 
-#[cfg(any(feature = "cuda", test))]
 use super::placement::Source;
 use crate::exit::Failure;
 
@@ -27,7 +26,6 @@ pub(crate) fn given() -> Option<String> {
 ///
 /// # Errors
 /// With exit code 2 when there is none, saying how to set it.
-#[cfg(any(feature = "cuda", test))]
 pub(super) fn of_environment(source: Source) -> Result<String, Failure> {
     if let Some(secret) = given() {
         return Ok(secret);

@@ -16,7 +16,8 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::course::{Hook, Leave, leave_process};
+pub(crate) use self::course::Hook;
+use self::course::{Leave, leave_process};
 use self::guest::Guest;
 use self::host::Host;
 use crate::distributed::placement::Placement;

@@ -8,7 +8,7 @@ mod watch;
 
 pub(crate) use lifeline::follow;
 pub(crate) use mpirun::Mpirun;
-pub(crate) use ranks::Ranks;
+pub(crate) use ranks::{Ranks, program};
 
 use signal_hook::iterator::Signals;
 

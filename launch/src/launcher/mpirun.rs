@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use super::output::{Output, Writer};
@@ -12,6 +13,8 @@ use crate::exit::Failure;
 /// As many ranks as this, through mpirun.
 #[derive(Debug)]
 pub(crate) struct Mpirun {
+    /// This program.
+    pub(crate) program: PathBuf,
     /// Number of ranks.
     pub(crate) count: usize,
 }
@@ -35,7 +38,7 @@ impl Start for Mpirun {
         let mut command = Command::new("mpirun");
         command
             .args(["-n", &self.count.to_string()])
-            .arg(ranks::binary()?)
+            .arg(&self.program)
             .args(arguments)
             .envs(SETTINGS)
             .stdin(Stdio::piped())

@@ -16,6 +16,8 @@ use crate::exit::Failure;
 /// The ranks of one host.
 #[derive(Debug)]
 pub(crate) struct Ranks {
+    /// This program.
+    pub(crate) program: PathBuf,
     /// How many this host has; all hosts have as many.
     pub(crate) local_size: usize,
     /// Number of this host.
@@ -54,7 +56,10 @@ pub(super) fn forget_place(command: &mut Command) {
 }
 
 /// This program.
-pub(super) fn binary() -> Result<PathBuf, Failure> {
+///
+/// # Errors
+/// When the system does not tell.
+pub(crate) fn program() -> Result<PathBuf, Failure> {
     env::current_exe().map_err(|error| Failure::running(format!("The path of this program cannot be found: {error}.")))
 }
 
@@ -76,7 +81,7 @@ impl Start for Ranks {
             let rank = self.node_rank * self.local_size + local_rank;
             // Where a person looks on, rank 0 draws its progress itself.
             let draws = rank == 0 && io::stderr().is_terminal();
-            let mut command = Command::new(binary()?);
+            let mut command = Command::new(&self.program);
             forget_place(&mut command);
             lifeline::hold(&mut command, true);
             command
@@ -100,5 +105,62 @@ impl Start for Ranks {
             processes.push(Watched::new(format!("Rank {rank}"), child));
         }
         Ok(processes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::{Duration, Instant};
+
+    use signal_hook::iterator::Signals;
+
+    use super::*;
+    use crate::exit::Exit;
+    use crate::launcher::watch::until_the_end;
+
+    /// Two ranks of the second of two hosts, which run a script of the shell.
+    fn start(script: &str) -> Vec<Watched> {
+        let ranks = Ranks {
+            program: "sh".into(),
+            local_size: 2,
+            node_rank: 1,
+            nodes: 2,
+            rendezvous: Some(("node0".to_owned(), 4000)),
+            secret: "secret".to_owned(),
+        };
+        ranks
+            .start(&["-c".to_owned(), script.to_owned()], &Output::new(false))
+            .unwrap()
+    }
+
+    fn read(folder: &Path, rank: usize) -> String {
+        std::fs::read_to_string(folder.join(rank.to_string())).unwrap_or_default()
+    }
+
+    #[test]
+    fn each_rank_is_told_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let numbers = "$RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $MASTER_ADDR:$MASTER_PORT $INTERLINGUA_SECRET";
+        let processes = start(&format!("echo {numbers} > {}/$RANK", folder.path().display()));
+        let ending = until_the_end(processes, &mut Signals::new([0_i32; 0]).unwrap());
+        assert_eq!(ending.exit, Exit::Done);
+        assert_eq!(read(folder.path(), 2), "2 4 0 2 node0:4000 secret\n");
+        assert_eq!(read(folder.path(), 3), "3 4 1 2 node0:4000 secret\n");
+    }
+
+    #[test]
+    fn ranks_can_tell_that_their_launcher_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let gone = format!("read line; echo gone > {}/$RANK", folder.path().display());
+        let processes = start(&gone);
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(read(folder.path(), 2), "");
+        drop(processes);
+        let start = Instant::now();
+        while [2, 3].iter().any(|rank| read(folder.path(), *rank) != "gone\n") {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
