@@ -58,6 +58,9 @@ fn held(folder: &Path, strategy: &str, world: usize, extra: &str) -> f64 {
     (found - before) as f64
 }
 
+/// What is trained, the strategy, what the recipe says besides, and bytes of all ranks together for each number of the blocks.
+type Case<'a> = (&'a str, &'a str, &'a str, fn(f64) -> f64);
+
 /// Weights and moments of full fine-tuning are 12 bytes a number: every rank holds all of them under DDP, a third of them and a
 /// share of the rest under ZeRO-1, and a share of all under ZeRO-3. Of a frozen base the weights are shared alone.
 #[test]
@@ -71,7 +74,7 @@ fn what_is_shared_is_held_once() {
 
     let frozen = "[adapter]\nkind = \"lora\"\nrank = 2\ntargets = [\"q_proj\"]\n";
     let quantised = format!("{frozen}[model.quantization]\nscheme = \"nf4\"\n");
-    let cases: [(&str, &str, &str, fn(f64) -> f64); 6] = [
+    let cases: [Case; 6] = [
         ("full", "ddp", "", |ranks| 12.0 * ranks),
         ("full", "zero1", "", |ranks| 4.0 * ranks + 8.0),
         ("full", "zero3", "", |_| 12.0),
