@@ -84,13 +84,27 @@ pub(super) fn device_of_rank(wanted: Device, local_rank: usize) -> Device {
     }
 }
 
-/// What tells the only visible GPU from those that other ranks of the host see alone.
+/// What tells a rank's GPU from all others: the driver's name for it; without one, the number by which it alone is visible on its host.
 pub(super) fn device_id(device: Device, host: &str) -> Option<String> {
-    let is_gpu = matches!(device, Device::Cuda(_) | Device::TchCuda(_));
-    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-    visible
-        .filter(|visible| is_gpu && !visible.is_empty() && !visible.contains(','))
-        .map(|visible| format!("{host}/{visible}"))
+    if !matches!(device, Device::Cuda(_) | Device::TchCuda(_)) {
+        return None;
+    }
+    uuid(device).or_else(|| {
+        let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok()?;
+        (!visible.is_empty() && !visible.contains(',')).then(|| format!("{host}/{visible}"))
+    })
+}
+
+#[cfg(feature = "nvidia")]
+fn uuid(device: Device) -> Option<String> {
+    use interlingua_trainer::device::{cuda, wanted_gpu};
+
+    cuda::uuid(wanted_gpu(device)?.index)
+}
+
+#[cfg(not(feature = "nvidia"))]
+fn uuid(_: Device) -> Option<String> {
+    None
 }
 
 #[cfg(test)]

@@ -51,9 +51,11 @@ fn check(ranks: &dyn Collectives, device: &burn::tensor::Device, wanted: Device,
             output::line(line(check))?;
         }
         output::line(format!(
-            "{} of {} checks passed on {wanted}, {ranks:?}",
+            "{} of {} checks passed on {wanted}, rank {} of {}",
             checks.len() - failed,
-            checks.len()
+            checks.len(),
+            ranks.rank(),
+            ranks.world_size()
         ))?;
     }
     Ok(if failed == 0 { Exit::Done } else { Exit::Failed })
