@@ -84,10 +84,28 @@ impl Hosts {
     pub fn cut(&self) {
         assert!(ip(&format!("-n {}0 link set v0 down", self.prefix)));
     }
+
+    /// Ends every process on both hosts.
+    pub fn end_all(&self) {
+        for host in 0..2 {
+            let listed = Command::new("ip")
+                .args(["netns", "pids", &format!("{}{host}", self.prefix)])
+                .output();
+            let listed = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+            for process in listed.unwrap_or_default().split_whitespace() {
+                // It may have ended in this moment.
+                let _ = Command::new("kill")
+                    .args(["-KILL", process])
+                    .stderr(Stdio::null())
+                    .status();
+            }
+        }
+    }
 }
 
 impl Drop for Hosts {
     fn drop(&mut self) {
+        self.end_all();
         for host in 0..2 {
             ip(&format!("netns del {}{host}", self.prefix));
         }

@@ -3,6 +3,7 @@
 pub(crate) mod meeting;
 mod pieces;
 
+use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::{Mutex, PoisonError};
 
@@ -81,13 +82,18 @@ pub(crate) fn abort(exit_code: u8) {
 }
 
 /// All ranks that mpirun or srun has started.
-#[derive(Debug)]
 pub(crate) struct Mpi {
     rank: usize,
     world_size: usize,
     version: String,
     /// Calls come from many threads. They take turns, as libraries with MPI_THREAD_SERIALIZED ask for.
     turn: Mutex<()>,
+}
+
+impl fmt::Debug for Mpi {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "rank {} of {}", self.rank, self.world_size)
+    }
 }
 
 impl Mpi {
