@@ -54,27 +54,34 @@ impl GlobalBatch {
     pub fn go_on(self, recipe: &Recipe, world_size: usize) -> Result<(Recipe, Option<String>), TrainError> {
         let wanted = Self::of(recipe, world_size);
         let whole = compares_micro_steps(recipe);
-        let keeps = |batch: &Self| batch.rows() == self.rows() && (!whole || batch.micro_step() == self.micro_step());
-        if self.batch_size == 0 || keeps(&wanted) {
+        let asks = (wanted.batch_size, wanted.gradient_accumulation) != (self.batch_size, self.gradient_accumulation);
+        // Whoever changes the number of processes may deal the same rows out himself.
+        let keeps = if world_size == self.world_size {
+            !asks
+        } else {
+            wanted.rows() == self.rows() && (!whole || wanted.micro_step() == self.micro_step())
+        };
+        if self.batch_size == 0 || keeps {
             return Ok((recipe.clone(), None));
         }
-        let asks = (wanted.batch_size, wanted.gradient_accumulation) != (self.batch_size, self.gradient_accumulation);
         if asks {
             return Err(TrainError::Setup(format!(
-                "train.batch_size = {}, train.gradient_accumulation = {} and {world_size} processes make {} rows a step{}, and the run \
-                 began with {} × {} × {} = {}; leave the two keys as they were, and they are adapted to the number of processes",
-                wanted.batch_size,
-                wanted.gradient_accumulation,
-                wanted.rows(),
-                if whole {
-                    " (its losses compare the samples of a micro-step, so that those count too)"
-                } else {
-                    ""
-                },
+                "{}: this run began with train.batch_size = {}, train.gradient_accumulation = {} and world size {}, {} rows a step{}; the \
+                 recipe now says {}, {} and {world_size}, {} rows. Leave the two keys as they were, and they are adapted to the number of \
+                 processes, or start anew with --fresh, which moves the folder aside",
+                recipe.output.display(),
                 self.batch_size,
                 self.gradient_accumulation,
                 self.world_size,
                 self.rows(),
+                if whole {
+                    " (and its losses depend on what a micro-step is)"
+                } else {
+                    ""
+                },
+                wanted.batch_size,
+                wanted.gradient_accumulation,
+                wanted.rows(),
             )));
         }
         let batch = self.dealt_to(world_size, whole).ok_or_else(|| {
@@ -188,6 +195,9 @@ mod tests {
         recipe.train.gradient_accumulation = 4;
         assert_eq!(batch(&began.go_on(&recipe, 1).unwrap().0), (4, 4));
         let error = began.go_on(&recipe, 2).unwrap_err().to_string();
-        assert!(error.contains("32 rows") && error.contains("= 16"), "{error}");
+        assert!(error.contains("32 rows") && error.contains("16 rows"), "{error}");
+        // The same rows in another way on as many processes are another recipe.
+        (recipe.train.batch_size, recipe.train.gradient_accumulation) = (2, 4);
+        assert!(began.go_on(&recipe, 2).is_err());
     }
 }
