@@ -122,9 +122,14 @@ fn meet(
     tracing::info!("{} ranks, known from {}", placement.world_size, placement.source);
     backend.is_built_in()?;
     let device = backend::device_of_rank(device, placement.local_rank);
+    // MPI is between CPUs, which "auto" means then.
+    let named = match (backend, device) {
+        (Backend::Mpi, Device::Auto) => Device::Cpu,
+        (_, device) => device,
+    };
     let hello = Hello {
         host: placement.host.clone(),
-        device: device.to_string(),
+        device: named.to_string(),
         device_id: backend::device_id(device, &placement.host),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         recipe,

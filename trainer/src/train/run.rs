@@ -11,7 +11,7 @@ use interlingua_data::cache;
 use interlingua_data::prepare::{Prepared, prepare};
 use interlingua_data::report::Report;
 use interlingua_data::tokenizer::Tokenizer;
-use interlingua_recipes::{AuxiliaryKind, Recipe};
+use interlingua_recipes::{AdapterKind, AuxiliaryKind, Recipe};
 
 use super::auxiliary::{AuxiliaryLoss, anchor};
 use super::checkpoint::{self, RunState};
@@ -107,6 +107,13 @@ pub fn run(
     }
 
     let planner = memory::planner(recipe, &base, &data, &**collectives)?;
+    if world > 1 && recipe.adapter.kind == AdapterKind::None {
+        observe(Event::Note(
+            "nothing is sent while something is computed: gradients are added up behind the backward pass, and under zero3 weights \
+             come together block by block"
+                .into(),
+        ));
+    }
     let memory_plan = planner.plan();
     observe(Event::Planned(Box::new(memory_plan.clone())));
     memory::cap(recipe);
