@@ -33,7 +33,7 @@ def recipe(folder, name, strategy, ranks, adapter, arguments):
     path.write_text(
         f'output = "{name}"\n[model]\npath = "model"\ninit = "random"\ndevice = "cpu"\n{adapter}[data]\nmax_length = 256\n'
         f'packing = false\n[[data.sources]]\npath = "rows.jsonl"\nformat = "tokens"\n[train]\nsteps = {arguments.steps}\n'
-        f"batch_size = {rows}\ncheckpoint_every = 0\n[memory]\nrecompute = \"block\"\n[distributed]\nstrategy = \"{strategy}\"\n"
+        f"batch_size = {rows}\ngradient_accumulation = 1\ncheckpoint_every = 0\n[memory]\nrecompute = \"block\"\n[distributed]\nstrategy = \"{strategy}\"\n"
     )
     return path
 
@@ -88,16 +88,16 @@ def main():
                 label = f"{trained.lower()}-{strategy}-{ranks}"
                 path = recipe(folder, label, strategy, ranks, adapter, arguments)
                 started, steps, plan, _ = run(arguments, path, ranks, False)
-                seconds = statistics.median(row["step_seconds"] for row in steps[2:])
+                seconds = statistics.median(row["step_seconds"] for row in steps[1:])
                 alone = alone or seconds
                 sent = "0"
                 if ranks > 1:
                     # What a run sends besides its steps cancels out in the difference of a long and a short one.
                     counts = []
                     for times in (1, 2):
-                        own = recipe(folder, f"{label}-tcp-{times}", strategy, ranks, adapter, argparse.Namespace(rows=arguments.rows, steps=6 * times))
+                        own = recipe(folder, f"{label}-tcp-{times}", strategy, ranks, adapter, argparse.Namespace(rows=ranks, steps=4 * times))
                         counts.append(run(arguments, own, ranks, True)[3])
-                    sent = f"{(counts[1] - counts[0]) / 6 / ranks / 1e6:.2f}"
+                    sent = f"{(counts[1] - counts[0]) / 4 / ranks / 1e6:.2f}"
                 peak = max(row["memory_bytes"] for row in steps) / 2**20
                 planned = (plan["device"]["total"] + plan["host"]["total"]) / 2**20
                 print(
