@@ -32,9 +32,7 @@ impl Exit {
             Self::Interrupted => 130,
         }
     }
-}
 
-impl Exit {
     /// The way to end with this code. What is none of the contract is a failure.
     pub(crate) fn from_code(code: u8) -> Self {
         let all = [Self::Done, Self::Usage, Self::Stopped, Self::Interrupted];

@@ -13,13 +13,6 @@ pub(crate) fn processor() -> String {
     name.unwrap_or(std::env::consts::ARCH).to_owned()
 }
 
-/// The name that this host has among others.
-pub(crate) fn host_name() -> String {
-    let text = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = text.trim();
-    if name.is_empty() { "localhost" } else { name }.to_owned()
-}
-
 /// How many threads run at the same time.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)

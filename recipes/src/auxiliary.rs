@@ -117,6 +117,15 @@ impl AuxiliaryKind {
         }
     }
 
+    /// Whether it compares the samples of a micro-step, or of a step, with one another.
+    #[must_use]
+    pub fn compares_samples(self) -> bool {
+        match self {
+            Self::MiddleLayer | Self::Consistency => true,
+            Self::Lens | Self::WordAlignment => false,
+        }
+    }
+
     /// The keys it reads besides `kind`, `weight`, `every`, `unit` and `scope`.
     #[must_use]
     pub fn numbers(self) -> &'static [&'static str] {

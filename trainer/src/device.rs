@@ -232,6 +232,13 @@ pub fn available_bytes(wanted: interlingua_recipes::Device) -> Option<u64> {
     }
 }
 
+/// The name that this host has among others.
+pub fn host_name() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = text.trim();
+    if name.is_empty() { "localhost" } else { name }.to_owned()
+}
+
 /// Where a run computes, in words.
 pub fn describe(device: &Device, dtype: DType) -> String {
     let place = match gpu_of(device) {

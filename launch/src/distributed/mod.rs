@@ -23,7 +23,7 @@ use interlingua_trainer::collectives::{Alone, Collectives};
 use interlingua_trainer::memory::forget_peak;
 
 pub(crate) use self::backend::{Backend, visible_gpus};
-use self::placement::{Flags, Placement};
+use self::placement::Placement;
 pub(crate) use self::secret::{SECRET, given as given_secret, random as random_secret};
 use self::session::{Hello, Session};
 use crate::exit::{CommandResult, Exit, Failure};
@@ -53,7 +53,7 @@ pub(crate) struct Group {
 /// # Errors
 /// With exit code 2 when a launcher's variables contradict each other.
 pub(crate) fn placement() -> Result<Placement, Failure> {
-    Placement::find(&Flags::default(), &|name| std::env::var(name).ok())
+    Placement::find(&|name| std::env::var(name).ok())
 }
 
 /// A command that is for one process.

@@ -5,8 +5,9 @@ mod slurm;
 
 use std::fmt;
 
+use interlingua_trainer::device::host_name;
+
 use crate::exit::Failure;
-use crate::machine;
 
 /// The environment, as far as it is asked for.
 pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -33,8 +34,6 @@ pub(crate) struct Placement {
 /// What says which process this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// The command line.
-    Flags,
     /// The variables that torchrun and `interlingua launch` set.
     Torchrun,
     /// A step of a SLURM job.
@@ -50,7 +49,6 @@ pub(crate) enum Source {
 impl fmt::Display for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::Flags => "the command line",
             Self::Torchrun => "RANK and WORLD_SIZE, as torchrun sets them",
             Self::Slurm => "SLURM's variables",
             Self::OpenMpi => "Open MPI's variables",
@@ -60,21 +58,6 @@ impl fmt::Display for Source {
     }
 }
 
-/// What the command line says. It goes before all variables.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Flags {
-    /// Number of this process; given together with the number of processes.
-    pub(crate) rank: Option<usize>,
-    /// Number of processes.
-    pub(crate) world_size: Option<usize>,
-    /// Number of this process among those of its host.
-    pub(crate) local_rank: Option<usize>,
-    /// Number of processes on this host.
-    pub(crate) local_size: Option<usize>,
-    /// Where rank 0 is reached; goes before what variables say, whoever has set them.
-    pub(crate) master: Option<(String, u16)>,
-}
-
 /// Names under which a launcher says the numbers.
 struct Names {
     rank: &'static str,
@@ -82,13 +65,6 @@ struct Names {
     local_rank: &'static str,
     local_size: &'static str,
 }
-
-const FLAGS: Names = Names {
-    rank: "the rank",
-    world_size: "the number of processes",
-    local_rank: "the local rank",
-    local_size: "the number of processes on this host",
-};
 
 const TORCHRUN: Names = Names {
     rank: "RANK",
@@ -119,30 +95,27 @@ const SLURM: Names = Names {
 };
 
 impl Placement {
-    /// Looks at the command line, torchrun's variables, SLURM's, Open MPI's and MPICH's, in this order.
+    /// Looks at torchrun's variables, which `interlingua launch` sets from its flags, then at those of mpirun and of SLURM.
     ///
     /// # Errors
     /// With exit code 2 when a launcher's variables contradict each other, are no numbers, or are there by half; the message names
     /// the variable.
-    pub(crate) fn find(flags: &Flags, environment: Environment<'_>) -> Result<Self, Failure> {
+    pub(crate) fn find(environment: Environment<'_>) -> Result<Self, Failure> {
         // An empty variable is how shells and job templates unset one.
         let environment = |name: &str| environment(name).filter(|value| !value.trim().is_empty());
-        let source = Source::of(flags, &environment);
+        let source = Source::of(&environment);
         let placement = match source {
-            Source::Flags => Numbers::of_flags(flags)?.place(source, &FLAGS),
             Source::Torchrun => Numbers::read(&TORCHRUN, &environment)?.place(source, &TORCHRUN),
             Source::Slurm => slurm::numbers(&environment)?.place(source, &SLURM),
             Source::OpenMpi => Numbers::read(&OPEN_MPI, &environment)?.place(source, &OPEN_MPI),
             Source::Mpich => Numbers::read(&MPICH, &environment)?.place(source, &MPICH),
-            Source::Alone => Numbers::default().place(source, &FLAGS),
+            Source::Alone => Numbers::default().place(source, &TORCHRUN),
         }?;
-        let master = match (&flags.master, source) {
+        let master = match source {
             _ if placement.world_size == 1 => None,
-            (Some(master), _) => Some(master.clone()),
-            (None, Source::Flags) => Some(master(&environment)?),
-            (None, Source::Torchrun) => Some(beside_agent(master(&environment)?, &environment)),
-            (None, Source::Slurm) => Some(slurm::master(&environment)?),
-            (None, Source::OpenMpi | Source::Mpich | Source::Alone) => None,
+            Source::Torchrun => Some(beside_agent(master(&environment)?, &environment)),
+            Source::Slurm => Some(slurm::master(&environment)?),
+            Source::OpenMpi | Source::Mpich | Source::Alone => None,
         };
         Ok(Self { master, ..placement })
     }
@@ -150,16 +123,14 @@ impl Placement {
 
 impl Source {
     /// Who has started this process.
-    fn of(flags: &Flags, environment: Environment<'_>) -> Self {
+    fn of(environment: Environment<'_>) -> Self {
         let says = |names: &Names| {
             [names.rank, names.world_size]
                 .iter()
                 .any(|name| environment(name).is_some())
         };
         let of_hydra = environment(MPICH.local_rank).is_some();
-        if flags.rank.is_some() || flags.world_size.is_some() {
-            Self::Flags
-        } else if says(&TORCHRUN) {
+        if says(&TORCHRUN) {
             Self::Torchrun
         } else if says(&OPEN_MPI) {
             // Both mpiruns start their daemons as a SLURM step where there is SLURM. What a process of theirs sees of SLURM's variables
@@ -198,20 +169,6 @@ impl Default for Numbers {
 }
 
 impl Numbers {
-    fn of_flags(flags: &Flags) -> Result<Self, Failure> {
-        let (Some(rank), Some(world_size)) = (flags.rank, flags.world_size) else {
-            return Err(Failure::usage(
-                "The command line has only one of the rank and the number of processes. Give both, or neither.",
-            ));
-        };
-        Ok(Self {
-            rank,
-            world_size,
-            local_rank: flags.local_rank,
-            local_size: flags.local_size,
-        })
-    }
-
     fn read(names: &Names, environment: Environment<'_>) -> Result<Self, Failure> {
         Ok(Self {
             rank: needed(names.rank, names.world_size, environment)?,
@@ -254,7 +211,7 @@ impl Numbers {
             world_size,
             local_rank,
             local_size,
-            host: machine::host_name(),
+            host: host_name(),
             source,
             master: None,
         })

@@ -60,7 +60,7 @@ pub(crate) fn check(collectives: &dyn Collectives, device: &Device) -> Result<Fa
     let seconds = start.elapsed().as_secs_f64() / f64::from(ROUNDS);
     // Each rank sends and receives 2 (N - 1) / N of the vector, whatever the algorithm (Patarasuk and Yuan, Bandwidth optimal
     // all-reduce algorithms for clusters of workstations, 2009).
-    let bytes = (TIMED * size_of::<f32>()) as f64 * 2.0 * (ranks - 1) as f64 / ranks as f64;
+    let bytes = TIMED_BYTES as f64 * 2.0 * (ranks - 1) as f64 / ranks as f64;
     Ok(Fabric {
         bytes_per_second: bytes / seconds.max(f64::MIN_POSITIVE),
     })

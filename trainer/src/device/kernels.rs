@@ -9,6 +9,7 @@ use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use interlingua_data::cache;
 
 use super::gpu::Gpu;
+use super::host_name;
 use super::mounts::is_shared;
 
 /// What is known about the compiled kernels of the GPU that this process uses.
@@ -51,8 +52,7 @@ fn folder() -> PathBuf {
     if !is_shared(&folder) {
         return folder;
     }
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    folder.join(host.trim())
+    folder.join(host_name())
 }
 
 /// The kernels of the GPU that this process uses; none before it uses one.

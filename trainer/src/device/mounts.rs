@@ -57,18 +57,18 @@ mod tests {
         server:/home /home nfs4 rw,vers=4.2 0 0\n\
         /dev/sda1 /home/local\\040disk ext4 rw 0 0\n\
         sshfs /mnt/far fuse.sshfs rw 0 0\n\
-        tmpfs /work tmpfs rw 0 0\n\
-        scratch@tcp:/scratch /work lustre rw 0 0\n";
+        tmpfs /data tmpfs rw 0 0\n\
+        scratch@tcp:/scratch /data lustre rw 0 0\n";
 
     #[test]
     fn the_innermost_mount_decides() {
         let shared = |folder| is_shared_among(Path::new(folder), MOUNTS);
-        assert!(!shared("/root/.cache"));
+        assert!(!shared("/var/cache"));
         assert!(!shared("/homework"));
         assert!(shared("/home/me/.cache"));
         assert!(!shared("/home/local disk/cache"));
         assert!(shared("/mnt/far"));
-        assert!(shared("/work/cache"));
+        assert!(shared("/data/cache"));
         assert!(!is_shared_among(Path::new("/home"), ""));
     }
 

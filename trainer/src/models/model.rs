@@ -78,8 +78,8 @@ impl Model {
         };
         let pass = self.plain_pass();
         let mut x = self.embed(inputs, &pass);
+        let together = self.is_spread();
         for (index, (block, seen)) in self.blocks.iter().zip(seen).enumerate() {
-            let together = self.is_spread();
             if together {
                 self.bring(index);
             }

@@ -170,7 +170,7 @@ impl PackedWeight {
                 pieces,
                 outline,
                 brought,
-            } => here_or(brought, || together(pieces, outline)),
+            } => Some(here_or_together(pieces, outline, brought)),
             Place::Device(_) | Place::SpreadDevice { .. } => None,
         }
     }
@@ -203,7 +203,7 @@ impl PackedWeight {
             } => {
                 let mut brought = brought.lock().unwrap_or_else(PoisonError::into_inner);
                 if brought.is_none() {
-                    *brought = together(pieces, outline);
+                    *brought = Some(together(pieces, outline));
                 }
             }
             Place::SpreadDevice { pieces, brought } => {
@@ -260,10 +260,11 @@ impl PackedWeight {
         match &self.place {
             Place::Host(packed) | Place::Offloaded { packed, .. } => decoded(packed, &self.device, dtype),
             Place::Device(packed) => dequantize(packed, dtype),
-            Place::SpreadHost { .. } => match self.on_host() {
-                Some(packed) => decoded(&packed, &self.device, dtype),
-                None => Tensor::zeros(self.shape(), (&self.device, dtype)),
-            },
+            Place::SpreadHost {
+                pieces,
+                outline,
+                brought,
+            } => decoded(&here_or_together(pieces, outline, brought), &self.device, dtype),
             Place::SpreadDevice { pieces, brought } => dequantize(&device_parts(pieces, brought), dtype),
         }
     }
@@ -289,15 +290,26 @@ impl PackedWeight {
     }
 }
 
-/// What is here, or what `make` makes.
-fn here_or<T: Clone>(here: &Mutex<Option<T>>, make: impl FnOnce() -> Option<T>) -> Option<T> {
-    let here = here.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    here.or_else(make)
+/// The pieces of all processes, put together.
+///
+/// # Panics
+/// When the processes have not cut the same weight.
+fn together(pieces: &SpreadBytes, outline: &Outline) -> Arc<Packed> {
+    let bytes = pieces.values();
+    let whole = outline.restore(&bytes);
+    Arc::new(whole.unwrap_or_else(|| {
+        panic!(
+            "{} bytes of all processes are no weight {:?}",
+            bytes.len(),
+            outline.shape()
+        )
+    }))
 }
 
-/// The pieces of all processes, put together.
-fn together(pieces: &SpreadBytes, outline: &Outline) -> Option<Arc<Packed>> {
-    outline.restore(&pieces.values()).map(Arc::new)
+/// The whole weight, which is here while its block computes.
+fn here_or_together(pieces: &SpreadBytes, outline: &Outline, brought: &Mutex<Option<Arc<Packed>>>) -> Arc<Packed> {
+    let here = brought.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    here.unwrap_or_else(|| together(pieces, outline))
 }
 
 fn device_parts(pieces: &SpreadPacked, brought: &Mutex<Option<Arc<DevicePacked>>>) -> Arc<DevicePacked> {

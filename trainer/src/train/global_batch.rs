@@ -1,7 +1,7 @@
 //! The global batch of a run: the rows of an optimizer step over all processes. It stays the same however many processes go on with
 //! the run.
 
-use interlingua_recipes::{AuxiliaryKind, EveryUnit, ObjectiveKind, Recipe, Scope};
+use interlingua_recipes::{EveryUnit, ObjectiveKind, Recipe, Scope};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
@@ -37,6 +37,11 @@ impl GlobalBatch {
         }
     }
 
+    /// Whether the checkpoint says it; earlier ones did not.
+    pub fn is_known(&self) -> bool {
+        self.batch_size > 0
+    }
+
     /// Rows of a step.
     fn rows(&self) -> usize {
         self.batch_size * self.gradient_accumulation * self.world_size
@@ -61,7 +66,7 @@ impl GlobalBatch {
         } else {
             wanted.rows() == self.rows() && (!whole || wanted.micro_step() == self.micro_step())
         };
-        if self.batch_size == 0 || keeps {
+        if !self.is_known() || keeps {
             return Ok((recipe.clone(), None));
         }
         if asks {
@@ -141,8 +146,7 @@ impl GlobalBatch {
 /// Whether something depends on what a micro-step is: a loss that compares its samples, or one that runs on every so many of them.
 fn compares_micro_steps(recipe: &Recipe) -> bool {
     let depends = recipe.objective.auxiliary.iter().any(|auxiliary| {
-        let compares = matches!(auxiliary.kind, AuxiliaryKind::MiddleLayer | AuxiliaryKind::Consistency);
-        (compares && auxiliary.scope == Scope::MicroStep)
+        (auxiliary.kind.compares_samples() && auxiliary.scope == Scope::MicroStep)
             || (auxiliary.every > 0 && auxiliary.unit == EveryUnit::MicroStep)
     });
     depends || recipe.objective.kind == ObjectiveKind::Kto

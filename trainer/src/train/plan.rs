@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use interlingua_data::dataset::Dataset;
 use interlingua_data::order::{Order, Plan, Share};
 use interlingua_data::prepare::Prepared;
-use interlingua_recipes::{AuxiliaryKind, Length, ObjectiveKind, Recipe};
+use interlingua_recipes::{Length, ObjectiveKind, Recipe};
 
 use super::auxiliary::AuxiliaryLoss;
 use super::step::{RankData, StepData};
@@ -43,11 +43,8 @@ impl DataPlan {
     ) -> Result<Self, TrainError> {
         let units = Units::of(recipe);
         let (passes, mut notes) = AuxiliaryLoss::check(recipe, blocks, data, world)?;
-        let in_batch = recipe
-            .objective
-            .auxiliary
-            .iter()
-            .any(|auxiliary| matches!(auxiliary.kind, AuxiliaryKind::MiddleLayer | AuxiliaryKind::Consistency));
+        let mut auxiliary = recipe.objective.auxiliary.iter();
+        let in_batch = auxiliary.any(|auxiliary| auxiliary.kind.compares_samples());
         let compares = world > 1 && (in_batch || recipe.objective.kind == ObjectiveKind::Kto);
         let closed_form = recipe.adapter.is_closed_form();
         if closed_form || !recipe.objective.reads_main_data() {

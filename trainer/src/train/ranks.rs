@@ -1,32 +1,27 @@
 //! What the processes of a run agree on.
 
-use crate::collectives::Collectives;
+use crate::collectives::{Alone, Collectives};
+use crate::device::host_name;
 use crate::error::TrainError;
 use crate::train::Outcome;
 
-/// Work that the first process does while the others wait. One that fails ends the run on all of them.
+/// A stage that the first process does while the others wait. Where it fails, the run ends on all of them.
 pub fn first_alone(
     collectives: &dyn Collectives,
-    work: impl FnOnce() -> Result<Outcome, TrainError>,
+    stage: impl FnOnce() -> Result<Outcome, TrainError>,
 ) -> Result<Outcome, TrainError> {
-    let outcome = if collectives.rank() == 0 {
-        work()?
-    } else {
-        Outcome::Finished
-    };
-    collectives.barrier();
-    let code = agree(collectives, outcome as u64);
-    Ok(match code {
-        code if code == Outcome::AlreadyFinished as u64 => Outcome::AlreadyFinished,
-        code if code == Outcome::Stopped as u64 => Outcome::Stopped,
-        _ => Outcome::Finished,
+    let is_new = collectives.rank() == 0 && stage()? != Outcome::AlreadyFinished;
+    Ok(match agree(collectives, is_new.then_some(0)) {
+        Some(_) => Outcome::Finished,
+        None => Outcome::AlreadyFinished,
     })
 }
 
-/// The number that the first process has.
-pub fn agree(collectives: &dyn Collectives, number: u64) -> u64 {
-    let all = collectives.gather(&number.to_le_bytes());
-    all.first().map_or(number, |bytes| word(bytes))
+/// The number that the first process has, where it has one.
+pub fn agree(collectives: &dyn Collectives, number: Option<u64>) -> Option<u64> {
+    let bytes = number.map_or_else(Vec::new, |number| number.to_le_bytes().to_vec());
+    let all = collectives.gather(&bytes);
+    all.first().filter(|bytes| !bytes.is_empty()).map(|bytes| word(bytes))
 }
 
 /// The numbers of all processes, by rank.
@@ -37,9 +32,9 @@ pub fn numbers(collectives: &dyn Collectives, number: u64) -> Vec<u64> {
 
 /// How many of the processes run on this host. Where hosts cannot be told apart, all of them.
 pub fn on_this_host(collectives: &dyn Collectives) -> usize {
-    let name = std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
-    let names = collectives.gather(&name);
-    names.iter().filter(|other| **other == name).count()
+    let name = host_name();
+    let names = collectives.gather(name.as_bytes());
+    names.iter().filter(|other| **other == name.as_bytes()).count()
 }
 
 fn word(bytes: &[u8]) -> u64 {
@@ -67,6 +62,11 @@ impl<'a> Deal<'a> {
         self.together || number % self.collectives.world_size() == self.collectives.rank()
     }
 
+    /// Whether this process speaks for all.
+    pub fn is_first(self) -> bool {
+        self.collectives.rank() == 0
+    }
+
     /// Whether something holds on all processes.
     pub fn all(self, holds: bool) -> bool {
         !numbers(self.collectives, u64::from(holds)).contains(&0)
@@ -90,10 +90,6 @@ impl<'a> Deal<'a> {
 
     /// The processes whose sums are to be added up; none but this one where all compute everything.
     pub fn collectives(self) -> &'a dyn Collectives {
-        if self.together {
-            &crate::collectives::Alone
-        } else {
-            self.collectives
-        }
+        if self.together { &Alone } else { self.collectives }
     }
 }

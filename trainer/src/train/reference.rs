@@ -54,14 +54,7 @@ impl Reference {
     ///
     /// # Errors
     /// When the output folder cannot be written.
-    pub fn cached(
-        &self,
-        recipe: &Recipe,
-        dataset: &Dataset,
-        name: &str,
-        deal: Deal,
-        is_first: bool,
-    ) -> Result<Self, TrainError> {
+    pub fn cached(&self, recipe: &Recipe, dataset: &Dataset, name: &str, deal: Deal) -> Result<Self, TrainError> {
         let Self::Model(model) = &self else {
             return Ok(self.clone());
         };
@@ -107,7 +100,7 @@ impl Reference {
         deal.add_up(&mut sums);
         let values: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
         let tensor = HostTensor::from_f32(vec![values.len()], &values);
-        if is_first {
+        if deal.is_first() {
             write_tensors(&path, &[(fingerprint, tensor)].into())?;
         }
         // What was written is what later starts read, so this one counts with the same digits.

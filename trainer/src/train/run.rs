@@ -78,7 +78,8 @@ pub fn run(
         Some((_, path)) => checkpoint::global_batch(path)?,
         None => GlobalBatch::of(recipe, world),
     };
-    let is_resumed = check_output(recipe, latest.is_some())?;
+    let is_resumed = check_output(recipe, latest.is_some() && batch.is_known())?;
+    let asked = recipe;
     let (recipe, note) = &batch.go_on(recipe, world)?;
     note.iter().for_each(|note| observe(Event::Note(note.clone())));
     let base = Base::open(recipe)?;
@@ -153,7 +154,8 @@ pub fn run(
             std::fs::create_dir_all(&recipe.output).map_err(|source| TrainError::io(&recipe.output, source))?;
         }
         run_state::remove_partials(&recipe.output)?;
-        write_atomically(&recipe.output.join("recipe.toml"), recipe.to_toml()?.as_bytes())?;
+        // As it was asked for: what is adapted to the number of processes is adapted anew at each start.
+        write_atomically(&recipe.output.join("recipe.toml"), asked.to_toml()?.as_bytes())?;
         memory::write(&memory_plan, &recipe.output)?;
         let (opened, rows) = Metrics::open(&recipe.output, state.step)?;
         let evaluations = rows.iter().filter(|row| matches!(row, Row::Eval(_)));
@@ -162,8 +164,7 @@ pub fn run(
         // The summary of an earlier end no longer holds.
         Summary::remove(&recipe.output)?;
     }
-    // 0 says that there is none, as steps are counted from 1 on.
-    let evaluated = agree(&**collectives, evaluated.map_or(0, |step| step + 1)).checked_sub(1);
+    let evaluated = agree(&**collectives, evaluated);
     if !recipe.output.is_dir() {
         let problem = format!(
             "{}: the first process has made this output folder, and this one does not see it; all hosts of a run need a file system \
@@ -233,11 +234,10 @@ fn latest(
                 "{path} is damaged ({reason}) and is passed over; the run goes on from the one before"
             )));
         }
-        // Steps are at least 1 where there is a checkpoint of some, and a run of none saves at 0.
-        agree(collectives, latest.as_ref().map_or(0, |(step, _)| step + 1));
+        agree(collectives, latest.as_ref().map(|(step, _)| *step));
         return Ok(latest);
     }
-    let Some(step) = agree(collectives, 0).checked_sub(1) else {
+    let Some(step) = agree(collectives, None) else {
         return Ok(None);
     };
     let path = run_state::checkpoint(&recipe.output, step);
@@ -320,10 +320,9 @@ impl Losses {
             return Ok(());
         };
         let heldout = data.heldout.as_ref();
-        let is_first = self.collectives.rank() == 0;
-        let heldout = heldout.map(|heldout| reference.cached(recipe, heldout, "heldout", deal, is_first));
+        let heldout = heldout.map(|heldout| reference.cached(recipe, heldout, "heldout", deal));
         self.heldout_reference = heldout.transpose()?;
-        self.reference = Some(reference.cached(recipe, &data.train, "train", deal, is_first)?);
+        self.reference = Some(reference.cached(recipe, &data.train, "train", deal)?);
         Ok(())
     }
 }

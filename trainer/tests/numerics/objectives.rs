@@ -256,7 +256,7 @@ fn the_reference_says_the_same_from_its_cache() {
     let reference = losses.reference.take().unwrap();
     losses.reference = Some(
         reference
-            .cached(&recipe, &data, "train", Deal::new(&Alone, false), true)
+            .cached(&recipe, &data, "train", Deal::new(&Alone, false))
             .unwrap(),
     );
     let written = run(&losses);
@@ -264,7 +264,7 @@ fn the_reference_says_the_same_from_its_cache() {
     // A second start reads the file.
     losses.reference = Some(
         reference
-            .cached(&recipe, &data, "train", Deal::new(&Alone, false), true)
+            .cached(&recipe, &data, "train", Deal::new(&Alone, false))
             .unwrap(),
     );
     assert_eq!(run(&losses), written);

@@ -2,25 +2,31 @@
 
 use super::{ALONE, Dealt, LORA, close, left, middle_layer, run, same, sft};
 
-/// Ten steps dealt in one way, and ten more in others, against twenty in one go.
+/// Wherever a run ends, it is evaluated.
+const EVALUATIONS: &str = "train.eval_every=5";
+
+/// Ten steps dealt in one way, and twice five more in others, against twenty in one go.
 fn check(extra: &str, first: Dealt, strategies: [&str; 2], then: &[usize], kind: &str) {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
     let [before, after] = strategies.map(|strategy| format!("distributed.strategy={strategy}"));
     let kind = format!("optimizer.kind={kind}");
-    run(&whole, extra, first, &[&before, &kind]);
+    run(&whole, extra, first, &[&before, &kind, EVALUATIONS]);
     let wanted = left(&whole);
     for world in then {
         let own = folder.path().join(world.to_string());
-        run(&own, extra, first, &["train.steps=10", &before, &kind]);
-        // The recipe is the same, and so is the number of rows in a step.
-        run(&own, extra, (*world, first.1, first.2), &[&after, &kind]);
+        run(&own, extra, first, &["train.steps=10", &before, &kind, EVALUATIONS]);
+        // The recipe is the same, and so is the number of rows in a step; also when the run is interrupted once more.
+        let dealt = (*world, first.1, first.2);
+        run(&own, extra, dealt, &["train.steps=15", &after, &kind, EVALUATIONS]);
+        run(&own, extra, dealt, &[&after, &kind, EVALUATIONS]);
         let found = left(&own);
         let what = format!("{first:?}, then {world}, {strategies:?}");
         if kind.ends_with("adamw") {
             same(&found, &wanted, &what);
             continue;
         }
+        assert_eq!((found.steps.len(), wanted.steps.len()), (20, 20), "{what}");
         for (found, wanted) in found.steps.iter().zip(&wanted.steps) {
             // A code that rounds the other way is a step of its own.
             close(found.loss, wanted.loss, 1e-3, &format!("{what}, step {}", wanted.step));

@@ -1,11 +1,7 @@
 use super::*;
 
 fn find(variables: &[(&str, &str)]) -> Result<Placement, Failure> {
-    find_with(&Flags::default(), variables)
-}
-
-fn find_with(flags: &Flags, variables: &[(&str, &str)]) -> Result<Placement, Failure> {
-    Placement::find(flags, &|name| {
+    Placement::find(&|name| {
         let found = variables.iter().find(|(variable, _)| *variable == name);
         found.map(|(_, value)| (*value).to_owned())
     })
@@ -246,48 +242,4 @@ fn a_process_manager_alone_will_do() {
     let placement = find(&[("PMI_RANK", "1"), ("PMI_SIZE", "2")]).unwrap();
     assert_eq!((numbers(&placement), placement.source), ([1, 2, 0, 1], Source::Mpich));
     assert!(message(&[("PMI_SIZE", "2")]).starts_with("PMI_SIZE is set and PMI_RANK is not"));
-}
-
-#[test]
-fn flags_go_first() {
-    let flags = Flags {
-        rank: Some(1),
-        world_size: Some(2),
-        local_rank: Some(1),
-        local_size: Some(2),
-        master: master("::1", 4000),
-    };
-    let placement = find_with(&flags, &OF_TORCHRUN).unwrap();
-    assert_eq!(numbers(&placement), [1, 2, 1, 2]);
-    assert_eq!(
-        (placement.source, placement.master),
-        (Source::Flags, master("::1", 4000))
-    );
-    let half = Flags {
-        world_size: None,
-        ..flags.clone()
-    };
-    assert!(find_with(&half, &[]).unwrap_err().message.contains("only one of"));
-    let nowhere = Flags { master: None, ..flags };
-    assert!(
-        find_with(&nowhere, &[])
-            .unwrap_err()
-            .message
-            .contains("MASTER_ADDR is not set")
-    );
-    assert_eq!(
-        find_with(&nowhere, &OF_TORCHRUN).unwrap().master,
-        master("node1", 29500)
-    );
-}
-
-#[test]
-fn a_master_on_the_command_line_goes_with_the_numbers_of_variables() {
-    let flags = Flags {
-        master: master("10.0.0.1", 4000),
-        ..Flags::default()
-    };
-    for variables in [&OF_TORCHRUN[..4], &OF_SLURM, &OF_OPEN_MPI] {
-        assert_eq!(find_with(&flags, variables).unwrap().master, flags.master);
-    }
 }
