@@ -8,6 +8,66 @@ use crate::sample::Place;
 /// Why data cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
+    /// A prompt of a task that is no template.
+    #[error("eval task `{task}`: `prompt` is no Jinja template: {message}. Correct it.")]
+    TaskPrompt {
+        /// The task.
+        task: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A task whose files lack a language that it names, or have no row at all.
+    #[error(
+        "eval task `{task}`: {path} has no row{}. Correct `path`, `languages` or `lang`.",
+        of_languages(absent)
+    )]
+    TaskLanguages {
+        /// The task.
+        task: String,
+        /// The languages that it lacks.
+        absent: Vec<String>,
+        /// The files.
+        path: String,
+    },
+    /// A row of a parallel task that does not say which item it is.
+    #[error(
+        "eval task `{task}`, {place}: nothing says which rows are the same item in other languages. \
+         Name the column that does: group_field = \"…\"."
+    )]
+    TaskGroup {
+        /// The task.
+        task: String,
+        /// The row.
+        place: String,
+    },
+    /// An item that is there twice in one language.
+    #[error(
+        "eval task `{task}`: the item {item:?} is there twice in one language: {places}. \
+         Keep one, or correct `group_field`."
+    )]
+    TaskTwice {
+        /// The task.
+        task: String,
+        /// The item.
+        item: String,
+        /// The two rows.
+        places: String,
+    },
+    /// Languages with different items.
+    #[error(
+        "eval task `{task}` compares the same items in several languages, and {}: {lacking}. {}",
+        if *none { "no item is there in all of them" } else { "some are missing" },
+        if *none { "Correct `group_field` or `languages`." }
+        else { "Add them, name other `languages`, or set missing = \"skip\" to leave such items out." }
+    )]
+    TaskItems {
+        /// The task.
+        task: String,
+        /// What each language lacks.
+        lacking: String,
+        /// Whether no item is complete.
+        none: bool,
+    },
     /// There is no file at the path.
     #[error("there is no file at {}. Correct the `path` of the source; it is relative to the recipe file.", file.display())]
     Missing {
@@ -483,6 +543,19 @@ pub enum RowProblem {
         /// What the template says.
         message: String,
     },
+    /// A prompt of a task that cannot be filled in.
+    #[error(
+        "the `prompt` of eval task `{task}` cannot be filled in: {message}. The row has {}. Correct the prompt or the row.",
+        list(fields)
+    )]
+    Prompt {
+        /// The task.
+        task: String,
+        /// What is wrong.
+        message: String,
+        /// What the prompt may name.
+        fields: Vec<String>,
+    },
     /// The tokenizer refuses the text.
     #[error("{message}")]
     Tokenizer {
@@ -586,6 +659,7 @@ impl RowProblem {
             Self::Alignment { .. } => "alignment",
             Self::NotWanted { .. } => "not what the objective reads",
             Self::NoPrompt => "no prompt",
+            Self::Prompt { .. } => "prompt",
             Self::Tokenizer { .. } => "tokenizer",
         }
     }
@@ -594,6 +668,14 @@ impl RowProblem {
 /// The letter of the last of so many choices.
 fn letter(choices: usize) -> char {
     char::from(b'A' + u8::try_from(choices - 1).unwrap_or(u8::MAX).min(25))
+}
+
+/// "" or " in sw, ta".
+fn of_languages(languages: &[String]) -> String {
+    match languages {
+        [] => String::new(),
+        some => format!(" in {}", some.join(", ")),
+    }
 }
 
 /// Names for a sentence: "`a`, `b` and `c`".

@@ -27,6 +27,7 @@ pub mod report;
 mod representation;
 pub mod sample;
 pub mod source;
+pub mod task;
 pub mod template;
 pub mod tokenize;
 mod tokenized_file;

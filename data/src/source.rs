@@ -206,15 +206,15 @@ impl Iterator for SourceRows {
 }
 
 /// Turns rows of one source into samples.
-struct RowReader {
+pub(crate) struct RowReader {
     source: Source,
     language: Option<String>,
     /// The columns that something is read from.
-    columns: Vec<String>,
+    pub(crate) columns: Vec<String>,
 }
 
 impl RowReader {
-    fn new(source: &Source) -> Result<Self, DataError> {
+    pub(crate) fn new(source: &Source) -> Result<Self, DataError> {
         let row_fields = formats::row_fields(source.format).iter().chain(&formats::COMMON);
         let known: Vec<&str> = row_fields
             .clone()
@@ -250,7 +250,7 @@ impl RowReader {
         })
     }
 
-    fn samples(&self, row: Row) -> Result<Vec<Sample>, DataError> {
+    pub(crate) fn samples(&self, row: Row) -> Result<Vec<Sample>, DataError> {
         let Row { place, values } = row;
         self.read(values, &place)
             .map_err(|problem| DataError::bad_row(place, problem))

@@ -10,7 +10,7 @@ use interlingua_data::prepare::{Prepared, Progress, prepare};
 use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::{Recipe, Reference, ReferenceAdapter};
 use interlingua_trainer::collectives::Alone;
-use interlingua_trainer::train::evaluate::Evaluator;
+use interlingua_trainer::evaluate::Evaluator;
 use interlingua_trainer::train::plan::DataPlan;
 use interlingua_trainer::train::setup::{Base, check_adapters};
 use interlingua_trainer::train::{memory, reference};

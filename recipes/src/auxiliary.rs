@@ -159,10 +159,11 @@ impl AuxiliaryKind {
 }
 
 /// What stands for a sentence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Pool {
     /// The mean over its tokens.
+    #[default]
     Mean,
     /// Its last token.
     Last,

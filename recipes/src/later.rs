@@ -11,26 +11,7 @@ const VALUES: &[(&str, &[&str])] = &[
     ("objective.auxiliary.kind", &["router"]),
     ("data.sources.format", FORMATS),
     ("eval.tasks.format", FORMATS),
-    (
-        "eval.tasks.kind",
-        &["multiple-choice", "retrieval", "similarity", "tokenizer"],
-    ),
     ("objective.kind", &["contrastive", "reward", "process-reward"]),
-    (
-        "train.early_stop.metric",
-        &[
-            "accuracy",
-            "chrf",
-            "bleu",
-            "retrieval",
-            "fidelity",
-            "mean",
-            "gap",
-            "consistency",
-            "ac3",
-            "mlc",
-        ],
-    ),
     ("train.parameters", &["new-tokens"]),
 ];
 

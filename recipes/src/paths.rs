@@ -45,6 +45,7 @@ pub(crate) fn resolve(table: &mut Table, folder: &Path) {
     for list in [["data", "sources"], ["eval", "tasks"]] {
         for item in tables(table, &list) {
             change(item, &["path"], |path| pattern(folder, path));
+            change(item, &["shots_path"], |path| pattern(folder, path));
             let aligned = find(item, &["path"]).and_then(Value::as_table_mut);
             for (_, file) in aligned.into_iter().flatten() {
                 if let Value::String(path) = file {

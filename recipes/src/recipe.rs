@@ -242,6 +242,7 @@ impl Recipe {
         }
         for task in &mut recipe.eval.tasks {
             default_name(&mut task.name, &task.path);
+            task.fill_in();
         }
         Ok(recipe)
     }

@@ -201,6 +201,24 @@ pub enum Metric {
     BitsPerByte,
     /// Share of answers equal to the expected one; higher is better.
     ExactMatch,
+    /// Share of items for which the right answer was the most likely one; higher is better.
+    Accuracy,
+    /// chrF++ of answers; higher is better.
+    Chrf,
+    /// BLEU of answers; higher is better.
+    Bleu,
+    /// Share of texts whose nearest one in the other language is their translation; higher is better.
+    Retrieval,
+    /// Share of answers in the right language; higher is better.
+    Fidelity,
+    /// Share of items that are answered the same in several languages; higher is better.
+    Consistency,
+    /// Harmonic mean of accuracy and consistency; higher is better.
+    Ac3,
+    /// Mean share of items that are answered the same in two languages; higher is better.
+    Mlc,
+    /// How far the other languages are behind the anchor in a task's first metric; lower is better.
+    Gap,
 }
 
 impl Metric {
@@ -212,13 +230,22 @@ impl Metric {
             Self::Perplexity => "perplexity",
             Self::BitsPerByte => "bits_per_byte",
             Self::ExactMatch => "exact_match",
+            Self::Accuracy => "accuracy",
+            Self::Chrf => "chrf",
+            Self::Bleu => "bleu",
+            Self::Retrieval => "retrieval",
+            Self::Fidelity => "fidelity",
+            Self::Consistency => "consistency",
+            Self::Ac3 => "ac3",
+            Self::Mlc => "mlc",
+            Self::Gap => "gap",
         }
     }
 
     /// Whether a larger value is better.
     #[must_use]
     pub fn higher_is_better(self) -> bool {
-        matches!(self, Self::ExactMatch)
+        !matches!(self, Self::Loss | Self::Perplexity | Self::BitsPerByte | Self::Gap)
     }
 }
 

@@ -42,6 +42,17 @@ pub enum TrainError {
         /// Samples of the step's batch.
         samples: String,
     },
+    /// What a model says of an item of a task is not a finite number.
+    #[error(
+        "evaluation, item {item} in {language}: the log-probabilities are not finite numbers. The model's weights are damaged, or \
+         overflow in this number format: try model.dtype = \"f32\""
+    )]
+    Evaluation {
+        /// The item.
+        item: String,
+        /// Its language.
+        language: String,
+    },
     /// A file of the run cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {

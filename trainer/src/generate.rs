@@ -23,6 +23,9 @@ pub struct GenerateOptions {
     pub stop_tokens: Vec<u32>,
 }
 
+/// Whether a sequence ends after the tokens that it has so far.
+pub type Until<'a> = dyn Fn(&[u32]) -> bool + 'a;
+
 /// Sequences that are generated together.
 const BATCH: usize = 16;
 
@@ -30,16 +33,17 @@ const BATCH: usize = 16;
 /// prompt does not depend on the others. Adapters of one language stand still.
 pub fn generate(model: &Model, prompts: &[Vec<u32>], options: &GenerateOptions) -> Vec<Vec<u32>> {
     let unknown = vec![""; prompts.len()];
-    generate_by_language(model, prompts, &unknown, options)
+    generate_by_language(model, prompts, &unknown, options, None)
 }
 
 /// The same where the language of each prompt is known, for adapters of one language: a tag in canonical case, empty where
-/// it is not known.
+/// it is not known. `until`: what else ends a sequence.
 pub fn generate_by_language(
     model: &Model,
     prompts: &[Vec<u32>],
     languages: &[&str],
     options: &GenerateOptions,
+    until: Option<&Until>,
 ) -> Vec<Vec<u32>> {
     // Rotations that depend on the length would make one sequence depend on its neighbours.
     let size = if model.config.rope.depends_on_length() {
@@ -50,7 +54,7 @@ pub fn generate_by_language(
     let batches = prompts.chunks(size).zip(languages.chunks(size)).enumerate();
     batches
         .flat_map(|(batch, (prompts, languages))| {
-            generate_batch(model, prompts, languages, options, (batch * size) as u64)
+            generate_batch(model, prompts, languages, options, until, (batch * size) as u64)
         })
         .collect()
 }
@@ -70,6 +74,7 @@ fn generate_batch(
     prompts: &[Vec<u32>],
     languages: &[&str],
     options: &GenerateOptions,
+    until: Option<&Until>,
     first_index: u64,
 ) -> Vec<Vec<u32>> {
     let mut outputs = vec![Vec::new(); prompts.len()];
@@ -98,6 +103,7 @@ fn generate_batch(
             *ended = options.stop_tokens.contains(&token);
             if !*ended {
                 outputs[sequence.index].push(token);
+                *ended = until.is_some_and(|until| until(&outputs[sequence.index]));
             }
         }
         keep(&mut growing, &ended);

@@ -5,6 +5,7 @@ pub mod collectives;
 pub mod device;
 pub mod engine;
 pub mod error;
+pub mod evaluate;
 pub mod export;
 pub mod generate;
 pub mod layers;

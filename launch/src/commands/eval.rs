@@ -39,6 +39,13 @@ pub(crate) struct Arguments {
     /// Without a recipe, a TOML file with the tasks: an `[eval]` table as in a recipe
     #[arg(long, value_name = "FILE", requires = "model")]
     tasks: Option<PathBuf>,
+    /// Keeps every answer in this folder, DIR/TASK.jsonl. An evaluation that was interrupted goes on after the answers that are
+    /// there
+    #[arg(long, value_name = "DIR")]
+    save_answers: Option<PathBuf>,
+    /// Scores the answers of a folder again; no model is loaded
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["save_answers", "adapter"])]
+    from_answers: Option<PathBuf>,
 }
 
 /// Measures, and prints a table for each task.
@@ -53,6 +60,13 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
     });
     preparation.finish();
     let measurement = measurement?;
+    if let Some(folder) = &arguments.from_answers {
+        let scored = Measured {
+            rows: measurement.score(folder)?,
+            device: "none: scored from answers".to_owned(),
+        };
+        return show(&recipe, arguments, global, &scored, None);
+    }
     let mut quantization = quantization(&recipe);
     if quantization.is_some() && measurement.is_quantised() {
         tracing::warn!(
@@ -69,18 +83,30 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
         )
     };
     say("");
-    let plain = measurement.run(None)?;
+    let answers = arguments.save_answers.as_deref();
+    let plain = measurement.run(None, answers)?;
     let quantized = match quantization {
         Some(quantization) => {
             say(&format!(" in {}", name(quantization)));
-            Some((quantization, measurement.run(Some(quantization))?))
+            let answers = answers.map(|folder| folder.join("quantized"));
+            Some((quantization, measurement.run(Some(quantization), answers.as_deref())?))
         }
         None => None,
     };
+    show(&recipe, arguments, global, &plain, quantized.as_ref())
+}
+
+fn show(
+    recipe: &Recipe,
+    arguments: &Arguments,
+    global: &Global,
+    plain: &Measured,
+    quantized: Option<&(Quantization, Measured)>,
+) -> CommandResult {
     if global.json {
-        output::json(&as_json(&recipe, arguments, &plain, quantized.as_ref()))?;
+        output::json(&as_json(recipe, arguments, plain, quantized))?;
     } else {
-        print(&plain, quantized.as_ref())?;
+        print(plain, quantized)?;
     }
     Ok(Exit::Done)
 }
@@ -131,7 +157,13 @@ fn as_json(
     quantized: Option<&(Quantization, Measured)>,
 ) -> Value {
     let rows = |rows: &[EvalRow]| -> Value {
-        let row = |row: &EvalRow| json!({ "task": row.task, "by_language": row.by_language, "mean": row.mean, "gap": row.gap });
+        // A step and a time belong to runs.
+        let row = |row: &EvalRow| {
+            let mut row = json!(row);
+            row.as_object_mut()
+                .map(|row| ["step", "time"].map(|key| row.shift_remove(key)));
+            row
+        };
         rows.iter().map(row).collect()
     };
     let mut result = json!({

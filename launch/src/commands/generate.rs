@@ -248,7 +248,7 @@ impl Writer<'_> {
             .iter()
             .map(|(tokens, language)| (tokens.clone(), language.as_str()))
             .unzip();
-        let answers = generate_by_language(&self.model, &prompts, &languages, &options);
+        let answers = generate_by_language(&self.model, &prompts, &languages, &options, None);
         answers
             .iter()
             .map(|ids| self.tokenizer.decode(ids, true).map_err(Failure::running))

@@ -15,7 +15,7 @@ use oxilangtag::LanguageTag;
 use crate::adapter::Targets;
 use crate::document::LENGTHS;
 use crate::error::Finding;
-use crate::eval::TaskKind;
+use crate::eval::{Measure, TaskKind};
 use crate::optimizer::OptimizerKind;
 use crate::recipe::Recipe;
 use crate::selector::Selector;
@@ -104,11 +104,41 @@ fn early_stop(recipe: &Recipe, findings: &mut Vec<Finding>) {
     if early_stop.patience == 0 {
         return;
     }
-    let measures = |kind| recipe.eval.tasks.iter().any(|task| task.kind == kind);
+    let tasks = || recipe.eval.tasks.iter();
+    let measures = |kind| tasks().any(|task| task.kind == kind);
+    let compares = |all: &[Measure]| tasks().any(|task| task.measures.iter().any(|measure| all.contains(measure)));
     let (measured, advice) = match early_stop.metric {
         Metric::ExactMatch => (
-            measures(TaskKind::Generate),
+            compares(&[Measure::ExactMatch, Measure::Qa]),
             "Add a task of kind \"generate\" to [[eval.tasks]].",
+        ),
+        Metric::Chrf => (
+            compares(&[Measure::Chrf]),
+            "Add a task of kind \"generate\" with measures = [\"chrf\"] to [[eval.tasks]].",
+        ),
+        Metric::Bleu => (
+            compares(&[Measure::Bleu]),
+            "Add a task of kind \"generate\" with measures = [\"bleu\"] to [[eval.tasks]].",
+        ),
+        Metric::Fidelity => (
+            compares(&[Measure::Fidelity]),
+            "Add a task of kind \"generate\" with measures = [\"fidelity\"] to [[eval.tasks]].",
+        ),
+        Metric::Accuracy => (
+            measures(TaskKind::MultipleChoice) || recipe.data.holdout > 0.0 && recipe.objective.kind.is_preference(),
+            "Add a task of kind \"multiple-choice\" to [[eval.tasks]].",
+        ),
+        Metric::Consistency | Metric::Ac3 | Metric::Mlc => (
+            tasks().any(|task| task.kind == TaskKind::MultipleChoice && task.group_field.is_some()),
+            "Add a task of kind \"multiple-choice\" with a group_field to [[eval.tasks]].",
+        ),
+        Metric::Retrieval => (
+            measures(TaskKind::Retrieval),
+            "Add a task of kind \"retrieval\" to [[eval.tasks]].",
+        ),
+        Metric::Gap => (
+            recipe.data.holdout > 0.0 || !recipe.eval.tasks.is_empty(),
+            "Set data.holdout, or add a task to [[eval.tasks]].",
         ),
         Metric::Loss | Metric::Perplexity | Metric::BitsPerByte => (
             recipe.data.holdout > 0.0 || measures(TaskKind::Perplexity),

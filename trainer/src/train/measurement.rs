@@ -2,18 +2,16 @@
 //! quantising the base does to them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use interlingua_checkpoints::own_adapter::AnyAdapter;
 use interlingua_checkpoints::packed::Quantization;
 use interlingua_data::cache;
 use interlingua_data::dataset::Dataset;
 use interlingua_data::prepare::{Progress, prepare};
-use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::Recipe;
 use serde::Serialize;
 
-use super::evaluate::{Evaluator, HELDOUT, Heldout};
 use super::main_loss::MainLoss;
 use super::metrics::EvalRow;
 use super::ranks::Deal;
@@ -21,13 +19,13 @@ use super::setup::Base;
 use crate::collectives::Alone;
 use crate::device::{describe, device};
 use crate::error::TrainError;
+use crate::evaluate::{Answers, Evaluator, HELDOUT, Heldout, Subject, model_fingerprint};
 
 /// Everything to measure, read and tokenised once.
 pub struct Measurement<'a> {
     recipe: &'a Recipe,
     adapters: &'a [PathBuf],
     base: Base,
-    tokenizer: Tokenizer,
     evaluator: Evaluator,
     heldout: Option<Dataset>,
 }
@@ -80,7 +78,6 @@ impl<'a> Measurement<'a> {
             recipe,
             adapters,
             base,
-            tokenizer,
             evaluator,
             heldout: heldout.filter(|heldout| !heldout.is_empty()),
         })
@@ -98,19 +95,53 @@ impl<'a> Measurement<'a> {
         self.base.config.quantization.is_some()
     }
 
-    /// Loads the model, quantised or as it is, measures it and lets it go.
+    /// Scores the answers of a folder again; no model is loaded.
+    ///
+    /// # Errors
+    /// When answers are missing, or belong to other tasks.
+    pub fn score(&self, answers: &Path) -> Result<Vec<EvalRow>, TrainError> {
+        let kept = Answers {
+            folder: answers.to_owned(),
+            model: None,
+        };
+        let subject = Subject {
+            model: None,
+            at: (0, 0.0),
+            answers: Some(&kept),
+        };
+        self.evaluator.run(subject, None, Deal::new(&Alone, false))
+    }
+
+    /// Where answers are kept, with what tells this model from others.
+    fn answers(&self, folder: &Path, how: &str) -> Result<Answers, TrainError> {
+        let folders: Vec<PathBuf> = std::iter::once(&self.base.path).chain(self.adapters).cloned().collect();
+        Ok(Answers {
+            folder: folder.to_owned(),
+            model: Some(model_fingerprint(&folders, how)?),
+        })
+    }
+
+    /// Loads the model, quantised or as it is, measures it and lets it go. `answers`: the folder that answers are kept in, and where
+    /// those that are there already are not asked for again.
     ///
     /// # Errors
     /// When the weights cannot be read, an adapter does not fit, or a task fails.
-    pub fn run(&self, quantization: Option<Quantization>) -> Result<Measured, TrainError> {
+    pub fn run(&self, quantization: Option<Quantization>, answers: Option<&Path>) -> Result<Measured, TrainError> {
         let model = self.base.load_with_adapters(self.recipe, self.adapters, quantization)?;
         let heldout = self.heldout.as_ref().map(|data| Heldout {
             data,
             main: MainLoss::of(&self.recipe.objective),
             reference: None,
         });
+        let how = format!("{quantization:?} {:?}", model.dtype);
+        let kept = answers.map(|folder| self.answers(folder, &how)).transpose()?;
+        let subject = Subject {
+            model: Some(&model),
+            at: (0, 0.0),
+            answers: kept.as_ref(),
+        };
         let alone = Deal::new(&Alone, false);
-        let rows = rayon::scope(|_| self.evaluator.run(&model, &self.tokenizer, heldout, (0, 0.0), alone));
+        let rows = rayon::scope(|_| self.evaluator.run(subject, heldout, alone));
         Ok(Measured {
             rows: rows.map_err(TrainError::while_running)?,
             device: describe(&model.device, model.dtype),
@@ -207,8 +238,7 @@ mod tests {
             task: task.to_owned(),
             by_language: by_language.collect(),
             mean: BTreeMap::from([("loss".to_owned(), mean)]),
-            gap: BTreeMap::new(),
-            examples: Vec::new(),
+            ..EvalRow::default()
         }
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use interlingua_checkpoints::atomic::write_atomically;
 use interlingua_data::order::Share;
+use interlingua_recipes::Metric;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::TrainError;
@@ -90,7 +91,7 @@ fn null_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Err
 }
 
 /// One evaluation task at one step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvalRow {
     /// Steps done; 0 is before the first.
     pub step: u64,
@@ -102,12 +103,63 @@ pub struct EvalRow {
     pub by_language: BTreeMap<String, BTreeMap<String, f64>>,
     /// Mean over languages, by metric.
     pub mean: BTreeMap<String, f64>,
-    /// Largest difference between two languages, by metric.
+    /// How far the other languages are behind the anchor on average, by metric: positive where they are worse. Without the anchor
+    /// the largest difference between two languages.
     pub gap: BTreeMap<String, f64>,
+    /// What it is over, by language.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub items: BTreeMap<String, u64>,
+    /// 95 % bootstrap intervals by metric, by language.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub intervals: BTreeMap<String, BTreeMap<String, [f64; 2]>>,
+    /// Mean share of items answered the same over all subsets of three languages, or of two where there are no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<f64>,
+    /// Harmonic mean of mean accuracy and `consistency`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ac3: Option<f64>,
+    /// Mean share of items answered the same in two languages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mlc: Option<f64>,
+    /// `consistency` by the size of the subsets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub consistency_by_size: BTreeMap<usize, f64>,
+    /// `ac3` by the size of the subsets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ac3_by_size: BTreeMap<usize, f64>,
+    /// By metric, and by language or direction: the value at each of `hidden_states.0` to `.L`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub layers: BTreeMap<String, BTreeMap<String, Vec<f64>>>,
     /// A few prompts with what the model answered and what was expected; not written to the file.
     #[serde(skip)]
     pub examples: Vec<Example>,
 }
+
+impl EvalRow {
+    /// What early stopping waits for: a number across languages, or the mean over languages; none where the task does not have it.
+    pub fn value_of(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::Consistency => self.consistency,
+            Metric::Ac3 => self.ac3,
+            Metric::Mlc => self.mlc,
+            Metric::Gap => MAIN.iter().find_map(|name| self.gap.get(*name)).copied(),
+            other => self.mean.get(other.name()).copied(),
+        }
+    }
+}
+
+/// The metrics that a task is about, before others that it has.
+const MAIN: [&str; 9] = [
+    "accuracy",
+    "exact_match",
+    "f1",
+    "intent_accuracy",
+    "label_f1",
+    "chrf",
+    "bleu",
+    "retrieval",
+    "loss",
+];
 
 /// A prompt, the model's answer and the expected one.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,7 +4,6 @@ pub mod auxiliary;
 pub mod batch_losses;
 pub mod checkpoint;
 pub mod closed_form;
-pub mod evaluate;
 pub mod global_batch;
 pub mod loss_scale;
 pub mod main_loss;

@@ -88,6 +88,21 @@ impl<'a> Deal<'a> {
         }
     }
 
+    /// Among how many the batches are dealt.
+    pub fn shares(self) -> usize {
+        if self.together {
+            1
+        } else {
+            self.collectives.world_size()
+        }
+    }
+
+    /// What the first process has to say.
+    pub fn from_first(self, bytes: Vec<u8>) -> Vec<u8> {
+        let own = if self.is_first() { bytes } else { Vec::new() };
+        self.collectives.gather(&own).into_iter().next().unwrap_or_default()
+    }
+
     /// The processes whose sums are to be added up; none but this one where all compute everything.
     pub fn collectives(self) -> &'a dyn Collectives {
         if self.together { &Alone } else { self.collectives }

@@ -10,12 +10,10 @@ use interlingua_checkpoints::run_state;
 use interlingua_data::cache;
 use interlingua_data::prepare::{Prepared, prepare};
 use interlingua_data::report::Report;
-use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::{AdapterKind, AuxiliaryKind, Recipe};
 
 use super::auxiliary::{AuxiliaryLoss, anchor};
 use super::checkpoint::{self, RunState};
-use super::evaluate::{Evaluator, Heldout, improves};
 use super::global_batch::GlobalBatch;
 use super::loss_scale::LossScale;
 use super::main_loss::MainLoss;
@@ -33,6 +31,7 @@ use crate::collectives::Collectives;
 use crate::device::{compiles_into, describe};
 use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
+use crate::evaluate::{Answers, Evaluator, Heldout, Subject, answers_of_step, improves};
 use crate::export::write_results;
 use crate::memory::{peak_bytes_on, working_on};
 use crate::models::Model;
@@ -44,7 +43,6 @@ use crate::parameters::ParameterId;
 struct Run<'a> {
     recipe: &'a Recipe,
     base: Base,
-    tokenizer: Tokenizer,
     data: Prepared,
     plan: DataPlan,
     losses: Losses,
@@ -182,7 +180,6 @@ pub fn run(
     let run = Run {
         recipe,
         base,
-        tokenizer,
         data,
         plan,
         losses,
@@ -528,13 +525,22 @@ impl Run<'_> {
             main: self.losses.main,
             reference: self.losses.heldout_reference.as_ref(),
         });
-        let (model, tokenizer, step, time) = (&self.model, &self.tokenizer, self.state.step, self.time());
+        let (step, time) = (self.state.step, self.time());
+        let kept = self.recipe.eval.save_answers.then(|| Answers {
+            folder: answers_of_step(&self.recipe.output, step),
+            model: Some(format!("step {step}")),
+        });
+        let subject = Subject {
+            model: Some(&self.model),
+            at: (step, time),
+            answers: kept.as_ref(),
+        };
         let deal = Deal::new(&**self.collectives, self.together);
         working_on(c"an evaluation");
-        let rows = rayon::scope(|_| evaluator.run(model, tokenizer, heldout, (step, time), deal))?;
+        let rows = rayon::scope(|_| evaluator.run(subject, heldout, deal))?;
         let metric = self.recipe.train.early_stop.metric;
         // The first task that measures the metric decides.
-        let value = rows.iter().find_map(|row| row.mean.get(metric.name()).copied());
+        let value = rows.iter().find_map(|row| row.value_of(metric));
         for row in rows {
             observe(Event::Evaluated(row.clone()));
             self.write(&Row::Eval(row))?;
