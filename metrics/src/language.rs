@@ -73,7 +73,7 @@ pub(crate) fn primary(tag: &str) -> &str {
 }
 
 /// The script that a tag names.
-fn script(tag: &str) -> Option<&str> {
+pub(crate) fn script(tag: &str) -> Option<&str> {
     tag.split('-')
         .skip(1)
         .take_while(|part| part.len() > 1)
