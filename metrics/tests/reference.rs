@@ -13,8 +13,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 fn fixture<T: DeserializeOwned>(part: &str) -> T {
-    let mut all = serde_json::from_str::<serde_json::Value>(include_str!("fixtures/metrics.json")).unwrap();
-    serde_json::from_value(all[part].take()).unwrap()
+    let mut all = serde_json::from_str::<serde_json::Value>(include_str!("fixtures/metrics.json")).expect("JSON");
+    serde_json::from_value(all[part].take()).expect("a part of the fixture")
 }
 
 fn close(value: f64, expected: f64, tolerance: f64, what: &str) {

@@ -5,17 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use interlingua_metrics::bootstrap::{RESAMPLES, interval};
 use interlingua_metrics::statistics::{MeanOver, Metric, across, score};
 
+use super::columns::{Column, columns};
 use super::work::Answer;
-use crate::train::metrics::{EvalRow, Example};
+use crate::train::metrics::EvalRow;
+use interlingua_recipes::Task;
 
 /// Metrics of which less is better.
 const LESS_IS_BETTER: [&str; 5] = ["loss", "perplexity", "bits_per_byte", "fertility", "parity"];
 
 /// Seed of the resamples: the same answers have the same intervals.
-const SEED: u64 = 0;
+pub(super) const SEED: u64 = 0;
 
 /// What the mean over languages is called among the intervals.
-const MEAN: &str = "mean";
+pub(super) const MEAN: &str = "mean";
 
 /// The scores of a task.
 pub(super) struct Scores {
@@ -34,9 +36,6 @@ impl Scores {
     }
 }
 
-/// Statistics of items, each with its answer.
-pub(super) type Statistics<'a> = Vec<(&'a Answer, Vec<f64>)>;
-
 /// Scores that are being added up.
 pub(super) struct Scoring {
     anchor: String,
@@ -52,8 +51,17 @@ impl Scoring {
         }
     }
 
+    /// The scores of all metrics of a task's answers.
+    pub(super) fn of(task: &Task, answers: &[Answer]) -> Self {
+        let mut scoring = Self::new(&task.anchor);
+        for Column { name, items, rule } in columns(task, answers) {
+            scoring.add(name, &items, &rule);
+        }
+        scoring
+    }
+
     /// A metric by language, out of the statistics of its items.
-    pub(super) fn add(&mut self, name: &str, items: &Statistics, metric: &(impl Metric + Clone)) {
+    pub(super) fn add(&mut self, name: &str, items: &[(&Answer, Vec<f64>)], metric: &(impl Metric + Clone)) {
         let mut by_language = BTreeMap::<&str, Vec<Vec<f64>>>::new();
         for (answer, statistics) in items {
             let of_language = by_language.entry(&answer.language).or_default();
@@ -94,7 +102,7 @@ impl Scoring {
         }
     }
 
-    fn put_interval(&mut self, language: &str, name: &str, interval: Option<[f64; 2]>) {
+    pub(super) fn put_interval(&mut self, language: &str, name: &str, interval: Option<[f64; 2]>) {
         if let Some(interval) = interval.filter(|ends| ends.iter().all(|end| end.is_finite())) {
             let intervals = self.row.intervals.entry(language.to_owned()).or_default();
             intervals.insert(name.to_owned(), interval);
@@ -118,15 +126,10 @@ impl Scoring {
         }
         Scores { row: self.row }
     }
-
-    /// Answers to show.
-    pub(super) fn examples(&mut self, examples: Vec<Example>) {
-        self.row.examples = examples;
-    }
 }
 
 /// The statistics of each item that says what the same item in other languages shares, by language.
-fn shared<'a>(items: &'a Statistics) -> BTreeMap<&'a str, BTreeMap<&'a str, &'a [f64]>> {
+fn shared<'a>(items: &'a [(&Answer, Vec<f64>)]) -> BTreeMap<&'a str, BTreeMap<&'a str, &'a [f64]>> {
     let mut shared = BTreeMap::<&str, BTreeMap<&str, &[f64]>>::new();
     for (answer, statistics) in items {
         let Some(group) = &answer.group else {
@@ -166,26 +169,6 @@ fn gap(values: &[(bool, f64)], less_is_better: bool) -> f64 {
     }
 }
 
-/// Loss, perplexity and bits per byte out of [sum of negative log-likelihoods, tokens, bytes of text].
-pub(super) fn likelihoods(scoring: &mut Scoring, items: &Statistics) {
-    scoring.add("loss", items, &loss);
-    scoring.add("perplexity", items, &|sum: &[f64]| loss(sum).exp());
-    scoring.add("bits_per_byte", items, &bits_per_byte);
-}
-
-fn loss(sum: &[f64]) -> f64 {
-    sum[0] / sum[1]
-}
-
-/// Not a number where there is no text.
-fn bits_per_byte(sum: &[f64]) -> f64 {
-    if sum[2] > 0.0 {
-        sum[0] / std::f64::consts::LN_2 / sum[2]
-    } else {
-        f64::NAN
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,11 +181,5 @@ mod tests {
         let without = [(false, 0.5), (false, 0.4)];
         assert!((gap(&without, true) - 0.1).abs() < 1e-12);
         assert_eq!(gap(&[(true, 0.8)], false), 0.0);
-    }
-
-    #[test]
-    fn bits_per_byte_count_text_alone() {
-        assert_eq!(bits_per_byte(&[std::f64::consts::LN_2 * 6.0, 2.0, 3.0]), 2.0);
-        assert!(bits_per_byte(&[1.0, 2.0, 0.0]).is_nan());
     }
 }
