@@ -94,7 +94,7 @@ pub fn paired(
             if item % 64 == 0 {
                 bits = random.next_u64();
             }
-            let exchanged = (bits >> (item % 64) & 1) as usize;
+            let exchanged = ((bits >> (item % 64)) & 1) as usize;
             add(&mut sums[exchanged], first);
             add(&mut sums[1 - exchanged], second);
         }
@@ -128,7 +128,7 @@ fn stream(seed: u64, resample: u64) -> ChaCha8Rng {
 
 /// A number below `n`, whose bias is below n / 2^64.
 fn draw(random: &mut ChaCha8Rng, n: usize) -> usize {
-    (u128::from(random.next_u64()) * n as u128 >> 64) as usize
+    ((u128::from(random.next_u64()) * n as u128) >> 64) as usize
 }
 
 /// The ends of the middle 95 %, between neighbours by linear interpolation.
