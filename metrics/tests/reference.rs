@@ -1,5 +1,7 @@
 //! Scores equal those of sacrebleu, scikit-learn, SciPy and NumPy: `fixtures/write_metrics.py` has written them.
 
+#![allow(clippy::unwrap_used)]
+
 use interlingua_metrics::bleu::{self, Bleu, Tokenizer};
 use interlingua_metrics::bootstrap;
 use interlingua_metrics::chrf::{self, Chrf};
