@@ -18,6 +18,7 @@ mod plan;
 mod preparation;
 mod progress;
 mod recipe;
+mod report;
 mod scaling;
 mod scores;
 mod signals;

@@ -12,6 +12,7 @@ pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod prepare;
 pub(crate) mod recipes;
+pub(crate) mod report;
 pub(crate) mod schema;
 pub(crate) mod sweep;
 pub(crate) mod tokenizer;
@@ -43,6 +44,7 @@ pub(crate) fn run(cli: &Cli) -> CommandResult {
         Command::Merge(arguments) => alone("merge", || merge::run(arguments, global)),
         Command::Verify(arguments) => verify::run(arguments, global),
         Command::Inspect(arguments) => inspect::run(arguments, global),
+        Command::Report(arguments) => report::run(arguments, global),
         Command::Recipes(arguments) => recipes::run(arguments, global),
         Command::Init(arguments) => init::run(arguments, global),
         Command::Schema(arguments) => schema::run(arguments, global),
