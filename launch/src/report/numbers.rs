@@ -93,8 +93,8 @@ pub(super) fn metric(name: &str, measured: &[&str]) -> String {
 
 /// Whether a metric is a share from 0 to 1.
 fn is_share(name: &str) -> bool {
-    matches!(name, "accuracy" | "exact_match" | "fidelity")
-        || name.ends_with("f1")
+    matches!(name, "accuracy" | "exact_match" | "fidelity" | "mlc")
+        || name.contains("f1")
         || name.ends_with("_accuracy")
         || name.starts_with("retrieval")
 }

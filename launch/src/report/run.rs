@@ -14,6 +14,8 @@ const METRICS: &str = "metrics.jsonl";
 
 /// What one run left.
 pub(super) struct RunFolder {
+    /// Where it lies.
+    pub(super) folder: PathBuf,
     /// The stage of a pipeline; none for a run of its own.
     pub(super) stage: Option<String>,
     /// The resolved recipe, where it is there and can be read.
@@ -86,6 +88,7 @@ fn read_one(folder: &Path, stage: Option<String>) -> Result<RunFolder, Failure> 
     let rows = rows(&folder.join(METRICS))?;
     let summary = Summary::read(folder).unwrap_or_else(|| Summary::of_rows(&rows, false, false));
     let mut run = RunFolder {
+        folder: folder.to_path_buf(),
         stage,
         recipe: Recipe::load(&folder.join("recipe.toml"), &[]).ok(),
         summary,

@@ -37,7 +37,7 @@ pub(super) fn groups(run: &RunFolder) -> Result<Vec<Group>, Failure> {
             title: Some(task.clone()),
             text: vec![
                 "Consistency: the share of items that get the same answer in every language of a subset of languages, as a mean over \
-                 subsets. AC3: the harmonic mean of that and accuracy. MLC: the share of items with the same answer in all languages."
+                 subsets. AC3: the harmonic mean of that and accuracy. MLC: the share of items with the same answer in two languages, as a mean over pairs."
                     .to_owned(),
             ],
             table: Some(table(task, first, last)),

@@ -56,6 +56,13 @@ fn of_task(task: &str, first: &EvalRow, last: &EvalRow) -> Result<Group, Failure
     if !last.intervals.is_empty() {
         text.push("Intervals hold 95 % of the scores of resampled items (bootstrap).".to_owned());
     }
+    if languages.len() > 1 {
+        text.push(
+            "The gap in the table is how far the other languages are behind the anchor on average, or without the anchor the largest \
+             difference between two."
+                .to_owned(),
+        );
+    }
     Ok(Group {
         title: Some(task.to_owned()),
         text: vec![text.join(" ")],
@@ -158,9 +165,7 @@ fn numbers(task: &str, names: &[&str], languages: &[&str], before: Option<&EvalR
         row("mean of all", String::new(), &|row, name| {
             (row.mean.get(name).copied(), None)
         });
-        row("gap between best and worst", String::new(), &|row, name| {
-            (row.gap.get(name).copied(), None)
-        });
+        row("gap", String::new(), &|row, name| (row.gap.get(name).copied(), None));
     }
     table
 }

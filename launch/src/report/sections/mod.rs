@@ -1,5 +1,6 @@
 //! The sections of a run, one file each. A section without anything to show is left out.
 
+mod answers;
 mod consistency;
 mod evaluation;
 mod head;
@@ -32,6 +33,7 @@ pub(super) fn of(run: &RunFolder, languages: &Languages) -> Result<Part, Failure
         ("evaluation", "Evaluation before and after", evaluation::groups(run)?),
         ("progress", "Metrics over steps", progress::groups(run, languages)?),
         ("consistency", "Consistency across languages", consistency::groups(run)?),
+        ("answers", "Answers", answers::groups(run)?),
         ("layers", "Alignment by layer", layers::groups(run, languages)?),
         ("rewards", "Rewards", rewards::groups(run)?),
         ("shares", "Shares of the data", shares::groups(run, languages)?),
