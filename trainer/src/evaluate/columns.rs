@@ -11,6 +11,7 @@ use interlingua_metrics::{accuracy, bleu, chrf, exact_match, identify, qa};
 use interlingua_recipes::{Extract, Measure, Task, TaskKind};
 use serde_json::Value;
 
+use super::scores::Statistics;
 use super::work::{Answer, Said};
 
 /// One metric over the items of a task.
@@ -18,7 +19,7 @@ pub(super) struct Column<'a> {
     /// What it is called in `metrics.jsonl`.
     pub(super) name: &'static str,
     /// The answers with their statistics.
-    pub(super) items: Vec<(&'a Answer, Vec<f64>)>,
+    pub(super) items: Statistics<'a>,
     /// What makes a score of their sum.
     pub(super) rule: Rule,
 }
@@ -54,11 +55,7 @@ pub(super) fn columns<'a>(task: &Task, answers: &'a [Answer]) -> Vec<Column<'a>>
     }
 }
 
-fn column<'a>(
-    name: &'static str,
-    items: Vec<(&'a Answer, Vec<f64>)>,
-    metric: impl Metric + Send + 'static,
-) -> Column<'a> {
+fn column<'a>(name: &'static str, items: Statistics<'a>, metric: impl Metric + Send + 'static) -> Column<'a> {
     Column {
         name,
         items,
@@ -107,7 +104,7 @@ fn texts<'a>(task: &Task, measure: Measure, answers: &'a [Answer]) -> Vec<Column
         })
         .collect();
     let language = |answer: &'a Answer| task.answer_lang.as_ref().unwrap_or(&answer.language).as_str();
-    let of = |item: &dyn Fn(&'a Answer, &str, &str) -> Vec<f64>| -> Vec<(&'a Answer, Vec<f64>)> {
+    let of = |item: &dyn Fn(&'a Answer, &str, &str) -> Vec<f64>| -> Statistics<'a> {
         let statistics = said.iter().map(|(answer, output, expected)| {
             let expected = expected.as_str().unwrap_or_default();
             (*answer, item(answer, output, expected))

@@ -10,11 +10,17 @@ mod compare;
 mod generate;
 mod heldout;
 mod likelihood;
+mod logit_lens;
 mod multiple_choice;
+mod parallel;
 mod perplexity;
+mod pooled;
 mod prompts;
+mod retrieval;
 mod scores;
 mod setting;
+mod similarity;
+mod tokenizer;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -138,9 +144,10 @@ fn prepare(setting: &Setting, task: &Task, rows: &[TaskRow]) -> Result<Box<dyn W
         TaskKind::Perplexity => Box::new(perplexity::Perplexity::new(setting, task, rows)?),
         TaskKind::MultipleChoice => Box::new(multiple_choice::MultipleChoice::new(setting, task, rows)?),
         TaskKind::Generate => Box::new(generate::Generate::new(setting, task, rows)?),
-        TaskKind::Retrieval | TaskKind::Similarity | TaskKind::LogitLens | TaskKind::Tokenizer => {
-            return Err(TrainError::Setup(format!("eval task `{}`: not yet", task.name)));
-        }
+        TaskKind::Retrieval => Box::new(retrieval::Retrieval::new(setting, task, rows)?),
+        TaskKind::Similarity => Box::new(similarity::Similarity::new(setting, task, rows)?),
+        TaskKind::LogitLens => Box::new(logit_lens::LogitLens::new(setting, task, rows)?),
+        TaskKind::Tokenizer => Box::new(tokenizer::Tokenization::new(setting, task, rows)?),
     })
 }
 

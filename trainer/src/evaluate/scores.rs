@@ -16,7 +16,7 @@ const LESS_IS_BETTER: [&str; 5] = ["loss", "perplexity", "bits_per_byte", "ferti
 /// Seed of the resamples: the same answers have the same intervals.
 pub(super) const SEED: u64 = 0;
 
-/// What the mean over languages is called among the intervals.
+/// What the mean over languages is called among the intervals, and the mean over all series among those by layer.
 pub(super) const MEAN: &str = "mean";
 
 /// The scores of a task.
@@ -35,6 +35,9 @@ impl Scores {
         }
     }
 }
+
+/// Statistics of items, each with its answer.
+pub(super) type Statistics<'a> = Vec<(&'a Answer, Vec<f64>)>;
 
 /// Scores that are being added up.
 pub(super) struct Scoring {
@@ -61,35 +64,78 @@ impl Scoring {
     }
 
     /// A metric by language, out of the statistics of its items.
-    pub(super) fn add(&mut self, name: &str, items: &[(&Answer, Vec<f64>)], metric: &(impl Metric + Clone)) {
+    pub(super) fn add(&mut self, name: &str, items: &Statistics, metric: &(impl Metric + Clone)) {
         let mut by_language = BTreeMap::<&str, Vec<Vec<f64>>>::new();
         for (answer, statistics) in items {
             let of_language = by_language.entry(&answer.language).or_default();
             of_language.push(statistics.clone());
         }
-        for (language, statistics) in &by_language {
+        let width = items.first().map_or(0, |(_, statistics)| statistics.len());
+        let languages: Vec<&&str> = by_language.keys().collect();
+        let of_group = |group: &BTreeMap<&str, &[f64]>| {
+            let statistics: Vec<Option<&[f64]>> = languages
+                .iter()
+                .map(|language| group.get(**language).copied())
+                .collect();
+            across(&statistics, width)
+        };
+        let groups: Vec<Vec<f64>> = shared(items).values().map(of_group).collect();
+        self.put(name, &by_language, &groups, width, metric);
+    }
+
+    /// A metric by language, where all languages have the same items in the same order.
+    pub(super) fn add_aligned(
+        &mut self,
+        name: &str,
+        by_language: &BTreeMap<&str, Vec<Vec<f64>>>,
+        metric: &(impl Metric + Clone),
+    ) {
+        let count = by_language.values().map(Vec::len).min().unwrap_or_default();
+        let first = by_language.values().find_map(|statistics| statistics.first());
+        let width = first.map_or(0, Vec::len);
+        let of_item = |item: usize| {
+            let statistics = by_language.values().map(|statistics| Some(&statistics[item][..]));
+            across(&statistics.collect::<Vec<_>>(), width)
+        };
+        let groups: Vec<Vec<f64>> = (0..count).map(of_item).collect();
+        self.put(name, by_language, &groups, width, metric);
+    }
+
+    /// `groups`: the statistics of each item in all languages, one after another, of `width` numbers each. Items that are there in
+    /// several languages are drawn together.
+    fn put(
+        &mut self,
+        name: &str,
+        by_language: &BTreeMap<&str, Vec<Vec<f64>>>,
+        groups: &[Vec<f64>],
+        width: usize,
+        metric: &(impl Metric + Clone),
+    ) {
+        for (language, statistics) in by_language {
             self.set(language, name, score(statistics, metric));
             self.row.items.insert((*language).to_owned(), statistics.len() as u64);
             self.put_interval(language, name, interval(statistics, metric, SEED, RESAMPLES));
         }
-        // Items that are there in several languages are drawn together.
-        let width = items.first().map_or(0, |(_, statistics)| statistics.len());
-        let shared = shared(items);
-        if by_language.len() > 1 && !shared.is_empty() {
-            let languages: Vec<&&str> = by_language.keys().collect();
-            let of_group = |group: &BTreeMap<&str, &[f64]>| {
-                let statistics: Vec<Option<&[f64]>> = languages
-                    .iter()
-                    .map(|language| group.get(**language).copied())
-                    .collect();
-                across(&statistics, width)
-            };
-            let groups: Vec<Vec<f64>> = shared.values().map(of_group).collect();
+        if by_language.len() > 1 && !groups.is_empty() {
             let metric = MeanOver {
                 metric: metric.clone(),
                 width,
             };
-            self.put_interval(MEAN, name, interval(&groups, &metric, SEED, RESAMPLES));
+            self.put_interval(MEAN, name, interval(groups, &metric, SEED, RESAMPLES));
+        }
+    }
+
+    /// Values at each layer by language or direction, and their mean over those that have one.
+    pub(super) fn add_layers(&mut self, name: &str, mut series: BTreeMap<String, Vec<f64>>) {
+        let layers = series.values().map(Vec::len).max().unwrap_or_default();
+        let at = |layer: usize| {
+            let values = series.values().filter_map(|values| values.get(layer).copied());
+            mean(values.filter(|value| value.is_finite()))
+        };
+        let means: Vec<f64> = (0..layers).map(at).collect();
+        if layers > 0 {
+            series.insert(MEAN.to_owned(), means);
+            self.row.layers.insert(name.to_owned(), series);
         }
     }
 
@@ -129,7 +175,7 @@ impl Scoring {
 }
 
 /// The statistics of each item that says what the same item in other languages shares, by language.
-fn shared<'a>(items: &'a [(&Answer, Vec<f64>)]) -> BTreeMap<&'a str, BTreeMap<&'a str, &'a [f64]>> {
+fn shared<'a>(items: &'a Statistics) -> BTreeMap<&'a str, BTreeMap<&'a str, &'a [f64]>> {
     let mut shared = BTreeMap::<&str, BTreeMap<&str, &[f64]>>::new();
     for (answer, statistics) in items {
         let Some(group) = &answer.group else {
