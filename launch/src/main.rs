@@ -19,6 +19,7 @@ mod plan;
 mod preparation;
 mod progress;
 mod recipe;
+mod report;
 mod scaling;
 mod scores;
 mod signals;

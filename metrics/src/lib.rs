@@ -14,6 +14,7 @@ pub mod classification;
 pub mod consistency;
 pub mod exact_match;
 pub mod extract;
+pub mod identify;
 pub mod language;
 pub mod qa;
 pub mod retrieval;

@@ -1,5 +1,6 @@
 //! The commands, one file each: its arguments, and `run`.
 
+pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod eval;
@@ -12,6 +13,7 @@ pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod prepare;
 pub(crate) mod recipes;
+pub(crate) mod report;
 pub(crate) mod schema;
 pub(crate) mod sweep;
 pub(crate) mod tokenizer;
@@ -38,11 +40,13 @@ pub(crate) fn run(cli: &Cli) -> CommandResult {
         Command::Sweep(arguments) => alone("sweep", || sweep::run(arguments, global)),
         Command::Tokenizer(tokenizer::Command::Train(arguments)) => tokenizer::train(arguments, global),
         Command::Eval(arguments) => alone("eval", || eval::run(arguments, global)),
+        Command::Compare(arguments) => compare::run(arguments, global),
         Command::Generate(arguments) => alone("generate", || generate::run(arguments, global)),
         Command::Export(arguments) => alone("export", || export::run(arguments, global)),
         Command::Merge(arguments) => alone("merge", || merge::run(arguments, global)),
         Command::Verify(arguments) => verify::run(arguments, global),
         Command::Inspect(arguments) => inspect::run(arguments, global),
+        Command::Report(arguments) => report::run(arguments, global),
         Command::Recipes(arguments) => recipes::run(arguments, global),
         Command::Init(arguments) => init::run(arguments, global),
         Command::Schema(arguments) => schema::run(arguments, global),

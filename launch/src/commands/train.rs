@@ -11,7 +11,7 @@ use crate::distributed::{self, Group};
 use crate::exit::{CommandResult, Exit, Failure};
 use crate::recipe::{self, RecipeArgument};
 use crate::watch::Watch;
-use crate::{launcher, learnt, logging, output, preparation, signals, style};
+use crate::{launcher, learnt, logging, output, preparation, report, signals, style};
 
 /// Trains, saves, and exports the adapter at the end. Goes on from the last checkpoint in the output folder by itself.
 ///
@@ -70,7 +70,7 @@ fn work(arguments: &Arguments, mut recipe: Recipe, global: &Global, group: &Grou
                 json!({ "outcome": word(outcome), "output": recipe.output, "summary": Summary::read(&last.output) });
             output::json(&result)?;
         } else {
-            report(&recipe, &last, outcome, &watch)?;
+            print(&recipe, &last, outcome, &watch)?;
         }
     }
     Ok(if outcome == Outcome::Stopped {
@@ -80,7 +80,7 @@ fn work(arguments: &Arguments, mut recipe: Recipe, global: &Global, group: &Grou
     })
 }
 
-/// One run, watched.
+/// One run, watched, with its report at the end.
 ///
 /// # Errors
 /// With exit code 2 when nothing was started, 1 when it failed while running.
@@ -90,9 +90,17 @@ pub(crate) fn train(
     stop: &StopFlag,
     watch: &mut Watch,
 ) -> Result<Outcome, Failure> {
+    let is_first = options.collectives.rank() == 0;
     let result = interlingua_trainer::train::train(recipe, options, stop, &mut |event| watch.observe(event));
     watch.finish();
-    result.map_err(Failure::from)
+    let outcome = result?;
+    if outcome == Outcome::Finished && is_first {
+        // The run is done whether or not it can be drawn.
+        if let Err(failure) = report::write(&recipe.output, None) {
+            tracing::warn!("there is no report: {}", failure.message);
+        }
+    }
+    Ok(outcome)
 }
 
 /// How a run ended, in one word.
@@ -105,7 +113,7 @@ pub(crate) fn word(outcome: Outcome) -> &'static str {
 }
 
 /// What a person sees at the end.
-fn report(recipe: &Recipe, last: &Recipe, outcome: Outcome, watch: &Watch) -> Result<(), Failure> {
+fn print(recipe: &Recipe, last: &Recipe, outcome: Outcome, watch: &Watch) -> Result<(), Failure> {
     let folder = recipe.output.display();
     match outcome {
         Outcome::AlreadyFinished => output::line(format!(
@@ -142,6 +150,13 @@ fn report(recipe: &Recipe, last: &Recipe, outcome: Outcome, watch: &Watch) -> Re
                         style::paint(style::TITLE, &path.display().to_string())
                     ))?;
                 }
+            }
+            let page = recipe.output.join(report::FILE);
+            if page.is_file() {
+                output::line(format!(
+                    "\n{}  losses and scores as a page",
+                    style::paint(style::TITLE, &page.display().to_string())
+                ))?;
             }
             Ok(())
         }

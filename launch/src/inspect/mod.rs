@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 use crate::exit::Failure;
 
 pub(crate) use data::texts;
+pub(crate) use recipe::trains;
 
 /// What is known about a path, in the order in which it is shown.
 pub(crate) type Facts = Map<String, Value>;

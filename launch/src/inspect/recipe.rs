@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use interlingua_recipes::{AdapterKind, Recipe, Route};
+use interlingua_recipes::{Adapter, AdapterKind, Recipe, Route};
 use serde_json::{Value, json};
 
 use super::{Facts, facts as object};
@@ -14,20 +14,6 @@ use crate::exit::Failure;
 /// When the recipe is wrong.
 pub(super) fn facts(path: &Path) -> Result<Facts, Failure> {
     let recipe = Recipe::load(path, &[]).map_err(Failure::usage)?;
-    let adapter = &recipe.adapter;
-    let kind = adapter.kind.name();
-    let mut trained = match adapter.kind {
-        AdapterKind::None => "base weights".to_owned(),
-        AdapterKind::Lora | AdapterKind::Dora => format!("{kind} of rank {}", adapter.rank),
-        AdapterKind::Bottleneck => format!("{kind} with reduction {}", adapter.reduction.unwrap_or(1)),
-        AdapterKind::Steering => format!("{kind} vector"),
-    };
-    if adapter.route == Route::Language {
-        trained.push_str(", a copy for each language");
-    }
-    if !adapter.under.is_empty() {
-        trained.push_str(&format!(", on {} frozen adapters", adapter.under.len()));
-    }
     let sources = recipe.data.sources.iter().map(
         |source| json!({ "source": source.name, "format": source.format, "lang": source.lang, "path": source.path }),
     );
@@ -41,7 +27,7 @@ pub(super) fn facts(path: &Path) -> Result<Facts, Failure> {
         ("path", json!(path)),
         ("output", json!(recipe.output)),
         ("model", json!(recipe.model.path)),
-        ("trains", json!(trained)),
+        ("trains", json!(trains(&recipe.adapter))),
         ("objective", json!(recipe.objective.kind)),
         (
             "stages",
@@ -50,4 +36,22 @@ pub(super) fn facts(path: &Path) -> Result<Facts, Failure> {
         ("sources", Value::Array(sources.collect())),
         ("tasks", Value::Array(tasks.collect())),
     ]))
+}
+
+/// What a recipe trains, in words.
+pub(crate) fn trains(adapter: &Adapter) -> String {
+    let kind = adapter.kind.name();
+    let mut trained = match adapter.kind {
+        AdapterKind::None => "base weights".to_owned(),
+        AdapterKind::Lora | AdapterKind::Dora => format!("{kind} of rank {}", adapter.rank),
+        AdapterKind::Bottleneck => format!("{kind} with reduction {}", adapter.reduction.unwrap_or(1)),
+        AdapterKind::Steering => format!("{kind} vector"),
+    };
+    if adapter.route == Route::Language {
+        trained.push_str(", a copy for each language");
+    }
+    if !adapter.under.is_empty() {
+        trained.push_str(&format!(", on {} frozen adapters", adapter.under.len()));
+    }
+    trained
 }

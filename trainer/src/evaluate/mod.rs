@@ -5,11 +5,12 @@
 //! file for each kind of task.
 
 mod answers;
+mod columns;
+mod compare;
 mod generate;
 mod heldout;
 mod likelihood;
 mod logit_lens;
-mod measures;
 mod multiple_choice;
 mod parallel;
 mod perplexity;
@@ -36,6 +37,7 @@ use crate::train::metrics::EvalRow;
 use crate::train::ranks::Deal;
 
 pub use answers::{Answers, model_fingerprint};
+pub use compare::{Compared, Comparison, Judged, SideBySide, WinRate, win_rates};
 pub use heldout::{HELDOUT, Heldout};
 pub use work::{Answer, Said};
 
@@ -126,7 +128,7 @@ impl Evaluator {
                     &again
                 }
             };
-            let answers = answers::answered(&task.name, &**work, subject.model, subject.answers, deal)?;
+            let answers = answers::answered(task, &**work, subject.model, subject.answers, deal)?;
             if !task.translate.is_empty() {
                 translated.push((task.name.clone(), generate::translated(task, &prepared.rows, &answers)?));
             }

@@ -5,17 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use interlingua_metrics::bootstrap::{RESAMPLES, interval};
 use interlingua_metrics::statistics::{MeanOver, Metric, across, score};
 
+use super::columns::{Column, columns};
 use super::work::Answer;
-use crate::train::metrics::{EvalRow, Example};
+use crate::train::metrics::EvalRow;
+use interlingua_recipes::Task;
 
 /// Metrics of which less is better.
 const LESS_IS_BETTER: [&str; 5] = ["loss", "perplexity", "bits_per_byte", "fertility", "parity"];
 
 /// Seed of the resamples: the same answers have the same intervals.
-const SEED: u64 = 0;
+pub(super) const SEED: u64 = 0;
 
 /// What the mean over languages is called among the intervals, and the mean over all series among those by layer.
-const MEAN: &str = "mean";
+pub(super) const MEAN: &str = "mean";
 
 /// The scores of a task.
 pub(super) struct Scores {
@@ -50,6 +52,15 @@ impl Scoring {
             anchor: anchor.to_owned(),
             row: EvalRow::default(),
         }
+    }
+
+    /// The scores of all metrics of a task's answers.
+    pub(super) fn of(task: &Task, answers: &[Answer]) -> Self {
+        let mut scoring = Self::new(&task.anchor);
+        for Column { name, items, rule } in columns(task, answers) {
+            scoring.add(name, &items, &rule);
+        }
+        scoring
     }
 
     /// A metric by language, out of the statistics of its items.
@@ -137,7 +148,7 @@ impl Scoring {
         }
     }
 
-    fn put_interval(&mut self, language: &str, name: &str, interval: Option<[f64; 2]>) {
+    pub(super) fn put_interval(&mut self, language: &str, name: &str, interval: Option<[f64; 2]>) {
         if let Some(interval) = interval.filter(|ends| ends.iter().all(|end| end.is_finite())) {
             let intervals = self.row.intervals.entry(language.to_owned()).or_default();
             intervals.insert(name.to_owned(), interval);
@@ -160,11 +171,6 @@ impl Scoring {
                 .insert(name.clone(), gap(&values, LESS_IS_BETTER.contains(&name.as_str())));
         }
         Scores { row: self.row }
-    }
-
-    /// Answers to show.
-    pub(super) fn examples(&mut self, examples: Vec<Example>) {
-        self.row.examples = examples;
     }
 }
 
@@ -209,26 +215,6 @@ fn gap(values: &[(bool, f64)], less_is_better: bool) -> f64 {
     }
 }
 
-/// Loss, perplexity and bits per byte out of [sum of negative log-likelihoods, tokens, bytes of text].
-pub(super) fn likelihoods(scoring: &mut Scoring, items: &Statistics) {
-    scoring.add("loss", items, &loss);
-    scoring.add("perplexity", items, &|sum: &[f64]| loss(sum).exp());
-    scoring.add("bits_per_byte", items, &bits_per_byte);
-}
-
-fn loss(sum: &[f64]) -> f64 {
-    sum[0] / sum[1]
-}
-
-/// Not a number where there is no text.
-fn bits_per_byte(sum: &[f64]) -> f64 {
-    if sum[2] > 0.0 {
-        sum[0] / std::f64::consts::LN_2 / sum[2]
-    } else {
-        f64::NAN
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,11 +227,5 @@ mod tests {
         let without = [(false, 0.5), (false, 0.4)];
         assert!((gap(&without, true) - 0.1).abs() < 1e-12);
         assert_eq!(gap(&[(true, 0.8)], false), 0.0);
-    }
-
-    #[test]
-    fn bits_per_byte_count_text_alone() {
-        assert_eq!(bits_per_byte(&[std::f64::consts::LN_2 * 6.0, 2.0, 3.0]), 2.0);
-        assert!(bits_per_byte(&[1.0, 2.0, 0.0]).is_nan());
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use interlingua_checkpoints::atomic::write_atomically;
 use interlingua_data::order::Share;
 use interlingua_recipes::Metric;
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::TrainError;
@@ -90,6 +91,15 @@ fn null_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Err
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
+/// Keys are text in JSON, and in a row that has a `kind` serde leaves them so.
+fn by_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<usize, f64>, D::Error> {
+    let sizes = BTreeMap::<String, f64>::deserialize(deserializer)?;
+    let sizes = sizes
+        .into_iter()
+        .map(|(size, value)| Ok((size.parse().map_err(D::Error::custom)?, value)));
+    sizes.collect()
+}
+
 /// Values at each layer, by metric and series.
 type Layers = BTreeMap<String, BTreeMap<String, Vec<f64>>>;
 
@@ -139,10 +149,10 @@ pub struct EvalRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mlc: Option<f64>,
     /// `consistency` by the size of the subsets.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "by_size", skip_serializing_if = "BTreeMap::is_empty")]
     pub consistency_by_size: BTreeMap<usize, f64>,
     /// `ac3` by the size of the subsets.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "by_size", skip_serializing_if = "BTreeMap::is_empty")]
     pub ac3_by_size: BTreeMap<usize, f64>,
     /// How unequally the tokenizer's costs are spread over the languages: 0 where all pay the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -313,4 +323,31 @@ fn line(row: &Row) -> Result<String, TrainError> {
         source,
     })?;
     Ok(text + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_evaluation_with_all_of_its_numbers_is_read_as_it_was_written() {
+        let numbers = BTreeMap::from([("accuracy".to_owned(), 0.5)]);
+        let sizes = BTreeMap::from([(2, 0.5), (10, 0.25)]);
+        let row = Row::Eval(EvalRow {
+            step: 3,
+            task: "questions".to_owned(),
+            by_language: BTreeMap::from([("sw".to_owned(), numbers.clone())]),
+            mean: numbers,
+            items: BTreeMap::from([("sw".to_owned(), 8)]),
+            intervals: BTreeMap::from([("sw".to_owned(), BTreeMap::from([("accuracy".to_owned(), [0.25, 0.75])]))]),
+            consistency: Some(0.5),
+            consistency_by_size: sizes.clone(),
+            ac3_by_size: sizes,
+            layers: BTreeMap::from([("cka".to_owned(), BTreeMap::from([("sw".to_owned(), vec![0.5, 1.0])]))]),
+            ..EvalRow::default()
+        });
+        let text = line(&row).unwrap();
+        assert!(text.contains(r#""consistency_by_size":{"2":0.5,"10":0.25}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Row>(&text).unwrap(), row);
+    }
 }
