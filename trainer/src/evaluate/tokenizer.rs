@@ -76,7 +76,7 @@ impl Tokenization {
             .collect();
         let pairs = items.iter().filter_map(|(answer, counts)| {
             let anchor = of_anchor.get(&answer.group.as_deref())?;
-            Some((*answer, across(&[Some(anchor), Some(counts)], WIDTH)))
+            Some((*answer, across(&[Some(*anchor), Some(&counts[..])], WIDTH)))
         });
         scoring.add("parity", &pairs.collect(), &Parity);
         let mut costs = BTreeMap::<&str, f64>::new();
