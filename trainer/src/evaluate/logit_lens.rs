@@ -12,8 +12,9 @@ use interlingua_data::task::TaskRow;
 use interlingua_metrics::statistics::{Ratio, score};
 use interlingua_recipes::Task;
 
+use super::columns::Statistics;
 use super::parallel::{Parallel, batches, inputs};
-use super::scores::{Scores, Scoring, Statistics};
+use super::scores::{Scores, Scoring};
 use super::setting::Setting;
 use super::work::{Answer, Said, Work};
 use crate::engine::head::chunk_rows_of;
@@ -230,9 +231,9 @@ impl Work for LogitLens {
         for (name, sentences) in &metrics {
             if *name == "lens_loss" {
                 let last = |layers: &[Vec<f64>]| layers[layers.len() - 1].clone();
-                scoring.add("loss", &statistics(sentences, last), &Ratio);
+                scoring.add("loss", &statistics(sentences, last), Ratio);
             } else {
-                scoring.add(name, &statistics(sentences, over_layers), &Ratio);
+                scoring.add(name, &statistics(sentences, over_layers), Ratio);
             }
             scoring.add_layers(name, by_layer(sentences));
         }

@@ -108,10 +108,8 @@ impl Evaluator {
     /// When a file belongs to something else, or is damaged.
     pub fn check(&self, kept: &Answers) -> Result<(), TrainError> {
         // What reads another task's answers has other items than it seems to have.
-        let tasks = self.tasks.iter().filter(|prepared| prepared.task.from.is_none());
-        tasks
-            .map(|prepared| answers::check(&prepared.task, &*prepared.work, kept))
-            .collect()
+        let mut tasks = self.tasks.iter().filter(|prepared| prepared.task.from.is_none());
+        tasks.try_for_each(|prepared| answers::check(&prepared.task, &*prepared.work, kept))
     }
 
     /// Evaluates the model: held-out samples first, then the tasks in their order. `deal`: the processes that share the work, and
