@@ -95,7 +95,7 @@ fn wrong_types() {
     assert_snapshot!(with("[adapter]\ntargets = []"), @r#"my.toml:9: `adapter.targets` is an empty list, but must be "all-linear", a list of module names, or "re:" and a regular expression."#);
     assert_snapshot!(with("[adapter]\nmodules_to_save = \"lm_head\""), @r#"my.toml:9: `adapter.modules_to_save` is "lm_head", but must be a list, each element a text. Write ["lm_head"]."#);
     assert_snapshot!(with("[optimizer]\nbetas = [0.9]"), @r#"my.toml:9: `optimizer.betas` is a list of 1, but must be a list of 2, each a number of at least 0 and below 1."#);
-    assert_snapshot!(with("[train.early_stop]\nmetric = 3"), @r#"my.toml:9: `train.early_stop.metric` is 3, but must be "loss", "perplexity", "bits_per_byte" or "exact_match"."#);
+    assert_snapshot!(with("[train.early_stop]\nmetric = 3"), @r#"my.toml:9: `train.early_stop.metric` is 3, but must be "loss", "perplexity", "bits_per_byte", "exact_match", "accuracy", "chrf", "bleu", "retrieval", "fidelity", "consistency", "ac3", "mlc" or "gap"."#);
     assert_snapshot!(with("[[train]]\nsteps = 3"), @r#"my.toml:8: `train` is a list of 1, but must be a table. Write [train] in place of [[train]]."#);
     assert_snapshot!(set("data.sources={path=\"x\"}"), @r#"--set data.sources={path="x"}: `data.sources` is a table, but must be a list, each element a table. Write [[data.sources]] in place of [data.sources]."#);
     assert_snapshot!(set("data.sources.0.name=3"), @r#"--set data.sources.0.name=3: `data.sources.0.name` is 3, but must be a text. Put it in quotes."#);
@@ -184,7 +184,7 @@ fn what_does_not_go_together() {
         with("[[eval.tasks]]\nname = \"a\"\nkind = \"generate\"\npath = \"x.{lang}.jsonl\"\nformat = \"text\""),
         @r#"
         my.toml:11: `eval.tasks.0.path` has {lang} in it, but the task names no languages. Write languages = ["en", …].
-        my.toml:12: `eval.tasks.0.format` has no question to answer, but the task's kind is "generate". Use alpaca, sharegpt, messages or prompt-completion, or kind = "perplexity".
+        my.toml:12: `eval.tasks.0.format` has no question to answer, but the task's kind is "generate". Use alpaca, sharegpt, messages or prompt-completion, parallel for translations, or kind = "perplexity".
         "#
     );
     assert_snapshot!(

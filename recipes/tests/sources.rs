@@ -149,5 +149,7 @@ fn tasks_read_one_good_answer_a_row() {
         ))
     };
     assert_snapshot!(task("perplexity", "preference"), @r#"/work/my.toml:9: `eval.tasks.0.format` is "preference", whose rows hold several answers or a bad one, and a task of kind "perplexity" reads one good answer a row. Use another format for the task."#);
-    assert_snapshot!(task("generate", "parallel"), @r#"/work/my.toml:9: `eval.tasks.0.format` has no question to answer, but the task's kind is "generate". Use alpaca, sharegpt, messages or prompt-completion, or kind = "perplexity"."#);
+    assert_snapshot!(task("generate", "text"), @r#"/work/my.toml:9: `eval.tasks.0.format` has no question to answer, but the task's kind is "generate". Use alpaca, sharegpt, messages or prompt-completion, parallel for translations, or kind = "perplexity"."#);
+    assert_snapshot!(task("retrieval", "text"), @r#"/work/my.toml:9: `eval.tasks.0.format` is "text", but a task of kind "retrieval" reads texts that are translations of one another: "parallel"."#);
+    assert_snapshot!(task("multiple-choice", "alpaca"), @r#"/work/my.toml:9: `eval.tasks.0.format` is "alpaca", but a task of kind "multiple-choice" reads "choice": question, choices and answer."#);
 }
