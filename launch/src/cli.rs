@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    completions, doctor, eval, export, generate, init, inspect, launch, merge, plan, prepare, recipes, report, schema,
-    sweep, tokenizer, train, validate, verify,
+    compare, completions, doctor, eval, export, generate, init, inspect, launch, merge, plan, prepare, recipes, report,
+    schema, sweep, tokenizer, train, validate, verify,
 };
 
 /// Fine-tunes language models in many languages from one TOML recipe, and hands back standard safetensors folders.
@@ -62,6 +62,8 @@ pub(crate) enum Command {
     Tokenizer(tokenizer::Command),
     /// Measure a recipe's tasks on its base or with an adapter; and what quantising costs each language
     Eval(eval::Arguments),
+    /// Compare the answers of two models item by item: differences, intervals, p-values; texts side by side for judges
+    Compare(compare::Arguments),
     /// Write text with a model, and an adapter on it
     Generate(generate::Arguments),
     /// Merge an adapter into its model and write a Hugging Face folder

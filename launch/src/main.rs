@@ -9,6 +9,7 @@ mod exit;
 mod grid;
 mod inspect;
 mod launcher;
+mod layers;
 mod learnt;
 mod logging;
 mod machine;

@@ -94,7 +94,7 @@ pub fn paired(
             if item % 64 == 0 {
                 bits = random.next_u64();
             }
-            let exchanged = (bits >> (item % 64) & 1) as usize;
+            let exchanged = ((bits >> (item % 64)) & 1) as usize;
             add(&mut sums[exchanged], first);
             add(&mut sums[1 - exchanged], second);
         }

@@ -1,12 +1,9 @@
 //! Which language a text is in, and whether it is the one asked for ("fidelity").
 //!
 //! A language that is alone in its script is known by the script; others are told apart by lingua, where it has a model of
-//! them. A language that neither knows has no fidelity, rather than a wrong one.
+//! them and the feature `identify` is on. A language that neither knows has no fidelity, rather than a wrong one.
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
-
-use lingua::{Language, LanguageDetector, LanguageDetectorBuilder};
 use unicode_script::{Script, UnicodeScript};
 
 use crate::language::{primary, script};
@@ -48,7 +45,40 @@ const ALIASES: [(&str, &str); 11] = [
     ("zsm", "ms"),
 ];
 
-static DETECTOR: LazyLock<LanguageDetector> = LazyLock::new(|| LanguageDetectorBuilder::from_all_languages().build());
+/// What lingua knows.
+#[cfg(feature = "identify")]
+mod models {
+    use std::sync::LazyLock;
+
+    use lingua::{Language, LanguageDetector, LanguageDetectorBuilder};
+
+    static DETECTOR: LazyLock<LanguageDetector> =
+        LazyLock::new(|| LanguageDetectorBuilder::from_all_languages().build());
+
+    pub(super) fn detect(text: &str) -> Option<String> {
+        DETECTOR.detect_language_of(text).map(|language| code(&language))
+    }
+
+    pub(super) fn knows(tag: &str) -> bool {
+        Language::all().iter().any(|known| code(known) == tag)
+    }
+
+    fn code(language: &Language) -> String {
+        language.iso_code_639_1().to_string()
+    }
+}
+
+/// Without lingua scripts alone are known.
+#[cfg(not(feature = "identify"))]
+mod models {
+    pub(super) fn detect(_: &str) -> Option<String> {
+        None
+    }
+
+    pub(super) fn knows(_: &str) -> bool {
+        false
+    }
+}
 
 /// The language of a text, among those that are known; none where it has no letters, or none that says anything.
 pub fn identify(text: &str) -> Option<String> {
@@ -61,14 +91,10 @@ pub fn identify(text: &str) -> Option<String> {
     }
     let (language, _) = letters.into_iter().max_by_key(|(_, count)| *count)?;
     if language.is_empty() {
-        DETECTOR.detect_language_of(text).map(|language| code(&language))
+        models::detect(text)
     } else {
         Some(language.to_owned())
     }
-}
-
-fn code(language: &Language) -> String {
-    language.iso_code_639_1().to_string()
 }
 
 /// What [`identify`] calls the language of a tag; none where it does not know it. Scripts of Chinese are one language, so
@@ -94,8 +120,7 @@ fn known(tag: &str) -> Option<String> {
         "zh" => &["Hans", "Hant", "Hani"],
         _ => &["Latn"],
     };
-    let has_model = Language::all().iter().any(|known| code(known) == language);
-    (has_model && usual.iter().any(|usual| named(usual))).then_some(language)
+    (models::knows(&language) && usual.iter().any(|usual| named(usual))).then_some(language)
 }
 
 /// The statistics of one output for [`crate::statistics::Ratio`]: whether it is in the language asked for. An output
@@ -105,7 +130,7 @@ pub fn item(output: &str, asked: &str) -> Option<Vec<f64>> {
     Some(hit(identify(output) == Some(asked)))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "identify"))]
 mod tests {
     use super::*;
 

@@ -1,5 +1,7 @@
 //! Scores equal those of sacrebleu, scikit-learn, SciPy and NumPy: `fixtures/write_metrics.py` has written them.
 
+#![allow(clippy::unwrap_used)]
+
 use interlingua_metrics::bleu::{self, Bleu, Tokenizer};
 use interlingua_metrics::bootstrap;
 use interlingua_metrics::chrf::{self, Chrf};
@@ -13,8 +15,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 fn fixture<T: DeserializeOwned>(part: &str) -> T {
-    let mut all = serde_json::from_str::<serde_json::Value>(include_str!("fixtures/metrics.json")).unwrap();
-    serde_json::from_value(all[part].take()).unwrap()
+    let mut all = serde_json::from_str::<serde_json::Value>(include_str!("fixtures/metrics.json")).expect("JSON");
+    serde_json::from_value(all[part].take()).expect("a part of the fixture")
 }
 
 fn close(value: f64, expected: f64, tolerance: f64, what: &str) {

@@ -256,3 +256,285 @@ fn tasks_without_a_recipe_are_measured_quantised_too() {
         .run([&eval[..], &block].concat())
         .refuses(2, &["model.quantization.block", "96"]);
 }
+
+/// The model of the quickstart, with the rows and the numbers of `tests/fixtures/evaluation`.
+fn choices(scratch: &Scratch, tasks: &str) -> [String; 4] {
+    let root = interlingua_tests::binary::workspace();
+    let rows = root.join("tests/fixtures/evaluation/choices.jsonl");
+    scratch.write("choices.jsonl", std::fs::read(rows).unwrap());
+    scratch.write("tasks.toml", tasks);
+    let model = root.join("recipes/quickstart/base").display().to_string();
+    [
+        "--model".to_owned(),
+        model,
+        "--tasks".to_owned(),
+        "tasks.toml".to_owned(),
+    ]
+}
+
+fn of_transformers() -> Value {
+    let file = interlingua_tests::binary::workspace().join("tests/fixtures/evaluation/choices.json");
+    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+}
+
+const CHOICES: &str = r#"
+[[eval.tasks]]
+name = "answer"
+kind = "multiple-choice"
+path = "choices.jsonl"
+format = "choice"
+group_field = "pid"
+
+[[eval.tasks]]
+name = "answer_plain"
+kind = "multiple-choice"
+path = "choices.jsonl"
+format = "choice"
+group_field = "pid"
+chat = false
+divide_by = "tokens"
+prompt = "{{ context }} {% if question == 'cause' %}because{% else %}so{% endif %}:"
+
+[[eval.tasks]]
+name = "letter"
+kind = "multiple-choice"
+path = "choices.jsonl"
+format = "choice"
+group_field = "pid"
+scoring = "letter"
+
+[[eval.tasks]]
+name = "template"
+kind = "multiple-choice"
+path = "choices.jsonl"
+format = "choice"
+group_field = "pid"
+scoring = "template"
+prompt = "{{ context }} {% if question == 'cause' %}because{% else %}so{% endif %} {{ choice }}"
+"#;
+
+/// The lines of a file of answers, without the first one.
+fn answers(scratch: &Scratch, file: &str) -> Vec<Value> {
+    let text = scratch.read(file);
+    text.lines()
+        .skip(1)
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// Prompts run once and answers go on from their keys and values; the reference runs each answer by itself.
+#[test]
+fn multiple_choice_is_that_of_transformers() {
+    let scratch = Scratch::new();
+    let subject = choices(&scratch, CHOICES);
+    let mut command = vec!["eval", "--json", "--save-answers", "answers"];
+    command.extend(subject.iter().map(String::as_str));
+    let measured = scratch.run(&command).succeeds().json();
+    let reference = of_transformers();
+    for task in measured["tasks"].as_array().unwrap() {
+        let name = task["task"].as_str().unwrap();
+        let expected = &reference[name];
+        let found = answers(&scratch, &format!("answers/{name}.jsonl"));
+        let expected_answers = expected["answers"].as_array().unwrap();
+        assert_eq!(found.len(), expected_answers.len());
+        for (found, expected) in found.iter().zip(expected_answers) {
+            for key in ["language", "group", "choice", "answer", "tokens"] {
+                assert_eq!(found[key], expected[key], "{name}: {found}");
+            }
+            let numbers = |value: &Value| -> Vec<f64> {
+                value["log_probs"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|number| number.as_f64().unwrap())
+                    .collect()
+            };
+            for (found, expected) in numbers(found).into_iter().zip(numbers(expected)) {
+                assert!(
+                    (found - expected).abs() < 1e-3 + 1e-4 * expected.abs(),
+                    "{name}: {found}, not {expected}"
+                );
+            }
+        }
+        for (language, accuracy) in expected["accuracy"].as_object().unwrap() {
+            assert_eq!(&task["by_language"][language]["accuracy"], accuracy, "{name}");
+            assert_equal_numbers(&task["by_language"][language]["mlc"], &expected["mlc"][language], name);
+            assert_eq!(task["items"][language], 4);
+            let interval = &task["intervals"][language]["accuracy"];
+            assert!(
+                interval[0].as_f64().unwrap() <= accuracy.as_f64().unwrap(),
+                "{interval}"
+            );
+            assert!(
+                interval[1].as_f64().unwrap() >= accuracy.as_f64().unwrap(),
+                "{interval}"
+            );
+        }
+        assert_equal_numbers(&task["gap"]["accuracy"], &expected["gap"], name);
+        for key in ["consistency_by_size", "ac3_by_size"] {
+            assert_equal_numbers(&task[key], &expected[key], &format!("{name}: {key}"));
+        }
+        assert_equal_numbers(&task["consistency"], &expected["consistency_by_size"]["3"], name);
+        assert_equal_numbers(&task["ac3"], &expected["ac3_by_size"]["3"], name);
+        assert_equal_numbers(&task["mlc"], &expected["consistency_by_size"]["2"], name);
+    }
+    let shown = scratch.run([&["eval"][..], &command[2..]].concat());
+    for part in ["letter", "accuracy", "consistency", "ac3", "items", "gap"] {
+        assert!(shown.succeeds().stdout.contains(part), "{part} is not in {shown:#?}");
+    }
+}
+
+/// Answers that are there are not asked for again, what was cut is, and the scores are the same without a model.
+#[test]
+fn an_interrupted_evaluation_goes_on_and_is_scored_again() {
+    let scratch = Scratch::new();
+    let subject = choices(&scratch, CHOICES);
+    let subject: Vec<&str> = subject.iter().map(String::as_str).collect();
+    let eval = |more: &[&str]| scratch.run([&["eval", "--json"], &subject[..], more].concat());
+    let whole = eval(&["--save-answers", "answers"]).succeeds().json();
+    let text = scratch.read("answers/letter.jsonl");
+    // Five answers, one of them changed by hand, and a sixth that was cut.
+    let mut lines: Vec<String> = text.lines().take(6).map(str::to_owned).collect();
+    let choice = lines[1].contains("\"choice\":0");
+    lines[1] = match choice {
+        true => lines[1].replace("\"choice\":0", "\"choice\":1"),
+        false => lines[1].replace("\"choice\":1", "\"choice\":0"),
+    };
+    lines.push(text.lines().nth(6).unwrap()[..20].to_owned());
+    scratch.write("answers/letter.jsonl", lines.join("\n"));
+    let again = eval(&["--save-answers", "answers"]).succeeds().json();
+    let accuracy = |of: &Value| of["tasks"][2]["by_language"]["en"]["accuracy"].as_f64().unwrap();
+    assert_eq!(
+        (accuracy(&again) - accuracy(&whole)).abs(),
+        0.25,
+        "the changed answer is kept"
+    );
+    assert_eq!(again["tasks"][0], whole["tasks"][0]);
+    let scored = eval(&["--from-answers", "answers"]).succeeds().json();
+    assert_eq!(scored["tasks"], again["tasks"]);
+
+    // Other prompts, another model, a damaged line, too few answers.
+    let other = ["--save-answers", "answers", "--set", "eval.tasks.0.divide_by=bytes"];
+    eval(&other).refuses(2, &["answers/answer.jsonl:1", "other items, prompts or settings"]);
+    eval(&["--save-answers", "answers", "--set", "model.dtype=bf16"]).refuses(2, &["another model"]);
+    scratch.write(
+        "answers/letter.jsonl",
+        lines.join("\n").replacen("\"log_probs\"", "\"log\"", 1) + "\n",
+    );
+    eval(&["--from-answers", "answers"]).refuses(2, &["answers/letter.jsonl:2", "no answer"]);
+    scratch.write("answers/letter.jsonl", lines[..3].join("\n") + "\n");
+    eval(&["--from-answers", "answers"]).refuses(2, &["has 2 of the 12 answers", "letter", "--save-answers"]);
+}
+
+/// What two models answered, item by item.
+#[test]
+fn two_models_are_compared_on_the_same_items() {
+    let scratch = Scratch::new();
+    let generate = "\n[[eval.tasks]]\nname = \"said\"\nkind = \"generate\"\npath = \"choices.jsonl\"\nformat = \"prompt-completion\"\n\
+                    fields = { prompt = \"context\", completion = \"question\" }\nmax_new_tokens = 3\nmeasures = [\"chrf\", \"exact-match\"]\n";
+    let subject = choices(&scratch, &format!("{CHOICES}{generate}"));
+    let subject: Vec<&str> = subject.iter().map(String::as_str).collect();
+    for (folder, dtype) in [("one", "model.dtype=f32"), ("two", "model.dtype=bf16")] {
+        let command = [&["eval", "--set", dtype, "--save-answers", folder], &subject[..]].concat();
+        scratch.run(command).succeeds();
+    }
+    let compared = scratch
+        .run(["compare", "one", "two", "--json", "--side-by-side", "pairs.jsonl"])
+        .succeeds()
+        .json();
+    let rows = compared["comparisons"].as_array().unwrap();
+    // Four tasks of one metric and one of two, in three languages; means where rows say which items are the same.
+    assert_eq!(rows.len(), 4 * 4 + 2 * 3, "{compared}");
+    for row in rows {
+        let number = |key: &str| row[key].as_f64().unwrap();
+        assert!(
+            (number("second") - number("first") - number("difference")).abs() < 1e-12,
+            "{row}"
+        );
+        assert!((0.0..=1.0).contains(&number("p_value")), "{row}");
+        assert_eq!(row["items"], 4, "{row}");
+    }
+    let pairs = scratch.read("pairs.jsonl");
+    assert_eq!(pairs.lines().count(), 2 * 12);
+    // A judge that likes what it reads first sees no difference; one that knows the second model does.
+    for (judgment, rate) in [("first", 0.5), ("second model", 1.0)] {
+        let judged = pairs.lines().map(|line| {
+            let mut row: Value = serde_json::from_str(line).unwrap();
+            let second_first = row["swapped"] == true;
+            let wins = if judgment == "first" || second_first {
+                "first"
+            } else {
+                "second"
+            };
+            row["judgment"] = wins.into();
+            row.to_string()
+        });
+        scratch.write("judged.jsonl", judged.collect::<Vec<_>>().join("\n"));
+        let rates = scratch
+            .run(["compare", "--judgments", "judged.jsonl", "--json"])
+            .succeeds()
+            .json();
+        for row in rates["win_rates"].as_array().unwrap() {
+            assert_eq!((&row["win_rate"], &row["items"]), (&rate.into(), &4.into()), "{row}");
+        }
+    }
+    scratch
+        .run(["compare", "--judgments", "pairs.jsonl"])
+        .refuses(2, &["pairs.jsonl:1", "judgment"]);
+    scratch.run(["compare", "one", "gone"]).refuses(2, &["gone"]);
+    let lines = scratch.read("two/answer.jsonl");
+    scratch.write(
+        "two/answer.jsonl",
+        lines.lines().take(5).collect::<Vec<_>>().join("\n") + "\n",
+    );
+    scratch
+        .run(["compare", "one", "two"])
+        .refuses(2, &["answer.jsonl", "not finished"]);
+}
+
+/// Everything that is wrong with a task's rows and keys is said before a model is read.
+#[test]
+fn wrong_tasks_are_refused_by_name() {
+    let scratch = Scratch::new();
+    let task = &CHOICES[..CHOICES.find("[[eval.tasks]]\nname = \"answer_plain\"").unwrap()];
+    let subject = choices(&scratch, task);
+    let subject: Vec<&str> = subject.iter().map(String::as_str).collect();
+    let set = |settings: &[&str]| {
+        let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", *setting]).collect();
+        scratch.run([&["eval"], &subject[..], &settings].concat())
+    };
+    let rows = scratch.read("choices.jsonl");
+    let edited = |from: &str, to: &str| scratch.write("choices.jsonl", rows.replacen(from, to, 1));
+    set(&["eval.tasks.0.prompt={{ contxt }}"]).refuses(2, &["choices.jsonl:1", "prompt", "undefined", "`context`"]);
+    set(&["eval.tasks.0.prompt={{ context"]).refuses(2, &["answer", "no Jinja template"]);
+    set(&["eval.tasks.0.prompt={ en = \"{{ context }}\" }"])
+        .refuses(2, &["choices.jsonl:2", "no text for the language \"sw\""]);
+    set(&["eval.tasks.0.languages=[\"en\", \"fi\"]"]).refuses(2, &["answer", "no row in fi"]);
+    set(&["eval.tasks.0.shots=4"]).refuses(2, &["shots is 4", "only 3 examples in en"]);
+    set(&["eval.tasks.0.scoring=template"]).refuses(2, &["eval.tasks.0.scoring", "prompt"]);
+    set(&["eval.tasks.0.max_new_tokens=0"]).refuses(2, &["eval.tasks.0.max_new_tokens"]);
+    set(&["eval.tasks.0.extract=number"]).refuses(2, &["eval.tasks.0.extract", "not read"]);
+    set(&["eval.tasks.0.from=other"]).refuses(2, &["eval.tasks.0.from", "path"]);
+    set(&["eval.tasks.0.format=text"]).refuses(2, &["eval.tasks.0.format", "multiple-choice"]);
+    edited("\"answer\": 0", "\"answer\": 5");
+    set(&[]).refuses(2, &["choices.jsonl:1", "`answer` is 5", "2 choices"]);
+    edited(", \"answer\": 0}", "}");
+    set(&[]).refuses(2, &["choices.jsonl:1", "answer"]);
+    edited("\"pid\": \"1\", \"lang\": \"sw\"", "\"pid\": \"9\", \"lang\": \"sw\"");
+    set(&[]).refuses(
+        2,
+        &[
+            "de lacks 1, such as \"9\"",
+            "en lacks 1",
+            "sw lacks 1, such as \"1\"",
+            "missing = \"skip\"",
+        ],
+    );
+    let skipped = [&["eval", "--json", "--set", "eval.tasks.0.missing=skip"], &subject[..]].concat();
+    let skipped = scratch.run(skipped).succeeds().json();
+    assert_eq!(skipped["tasks"][0]["items"]["sw"], 3, "{skipped}");
+    edited("\"pid\": \"2\", \"lang\": \"en\"", "\"pid\": \"1\", \"lang\": \"en\"");
+    set(&[]).refuses(2, &["\"1\" is there twice", "choices.jsonl:1", "choices.jsonl:4"]);
+    edited("\"answer\": 0", "\"answer\": 1");
+    set(&[]).refuses(2, &["choices.jsonl", "cannot be compared across languages"]);
+}

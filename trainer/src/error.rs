@@ -44,7 +44,7 @@ pub enum TrainError {
     },
     /// What a model says of an item of a task is not a finite number.
     #[error(
-        "evaluation, item {item} in {language}: the log-probabilities are not finite numbers. The model's weights are damaged, or \
+        "evaluation, item {item} in {language}: what the model computes are not finite numbers. Its weights are damaged, or \
          overflow in this number format: try model.dtype = \"f32\""
     )]
     Evaluation {

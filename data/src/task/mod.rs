@@ -138,12 +138,19 @@ fn read(task: &Task, sources: &[Source], on_bad_row: OnBadRow, limit: usize) -> 
                     Err(DataError::BadRow(_)) if on_bad_row == OnBadRow::Skip => continue,
                     Err(error) => return Err(error),
                 };
+                // The texts of one row are one item, whether or not it has an id.
+                let several = samples.len() > 1;
                 let samples = samples
                     .into_iter()
                     .filter(|sample| wanted.is_empty() || wanted.contains(&sample.language));
-                rows.extend(samples.map(|sample| TaskRow {
-                    sample,
-                    values: values.clone(),
+                rows.extend(samples.map(|mut sample| {
+                    if several && sample.group.is_none() {
+                        sample.group = Some(sample.place.to_string());
+                    }
+                    TaskRow {
+                        sample,
+                        values: values.clone(),
+                    }
                 }));
             }
         }

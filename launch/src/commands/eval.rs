@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::cli::Global;
 use crate::exit::{CommandResult, Exit, Failure};
 use crate::progress::Preparation;
-use crate::{answers, output, recipe, scores, style};
+use crate::{answers, layers, output, recipe, scores, style};
 
 /// Measures the tasks of a recipe, and its held-out samples, on the recipe's base or on that with adapters. Nothing is trained,
 /// and the output folder is left alone.
@@ -182,7 +182,12 @@ fn print(plain: &Measured, quantized: Option<&(Quantization, Measured)>) -> Resu
     match quantized {
         None => {
             for row in &plain.rows {
-                output::line(format!("{}\n{}\n", title(&row.task), scores::table(row).render()))?;
+                output::line(format!(
+                    "{}\n{}\n{}",
+                    title(&row.task),
+                    scores::table(row).render(),
+                    layers::text(row)
+                ))?;
             }
         }
         Some((quantization, measured)) => {

@@ -1,5 +1,6 @@
 //! The commands, one file each: its arguments, and `run`.
 
+pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod eval;
@@ -39,6 +40,7 @@ pub(crate) fn run(cli: &Cli) -> CommandResult {
         Command::Sweep(arguments) => alone("sweep", || sweep::run(arguments, global)),
         Command::Tokenizer(tokenizer::Command::Train(arguments)) => tokenizer::train(arguments, global),
         Command::Eval(arguments) => alone("eval", || eval::run(arguments, global)),
+        Command::Compare(arguments) => compare::run(arguments, global),
         Command::Generate(arguments) => alone("generate", || generate::run(arguments, global)),
         Command::Export(arguments) => alone("export", || export::run(arguments, global)),
         Command::Merge(arguments) => alone("merge", || merge::run(arguments, global)),

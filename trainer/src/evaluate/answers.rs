@@ -5,12 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use interlingua_checkpoints::atomic::write_atomically;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use interlingua_recipes::Task;
 
 use super::work::{Answer, Work};
 use crate::error::TrainError;
@@ -28,9 +30,9 @@ pub struct Answers {
 
 /// The first line of a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Header {
-    /// Name of the task.
-    task: String,
+pub(super) struct Header {
+    /// The task.
+    pub(super) task: Task,
     /// How many answers there will be.
     items: usize,
     /// What tells the model from others.
@@ -87,7 +89,7 @@ pub fn model_fingerprint(folders: &[PathBuf], how: &str) -> Result<String, Train
 /// # Errors
 /// When the file belongs to another model or task, lacks answers and there is no model, or cannot be read or written.
 pub(super) fn answered(
-    task: &str,
+    task: &Task,
     work: &dyn Work,
     model: Option<&Model>,
     kept: Option<&Answers>,
@@ -97,12 +99,12 @@ pub(super) fn answered(
     let mut file = None;
     if let Some(kept) = kept.filter(|_| deal.is_first()) {
         let header = Header {
-            task: task.to_owned(),
+            task: task.clone(),
             items: work.items(),
             model: kept.model.clone().unwrap_or_default(),
             fingerprint: work.fingerprint().to_hex().to_string(),
         };
-        let path = kept.file(task);
+        let path = kept.file(&task.name);
         known = read(&path, &header, kept.model.is_some())?;
         if model.is_some() {
             file = Some(open(&path, &header, &known)?);
@@ -114,10 +116,11 @@ pub(super) fn answered(
         return match open.first() {
             None => Ok(known.into_values().collect()),
             Some(_) => Err(TrainError::Setup(format!(
-                "{} has {} of the {} answers of the task `{task}`. Evaluate with --save-answers first, until it is done.",
-                kept.map_or_else(PathBuf::new, |kept| kept.file(task)).display(),
+                "{} has {} of the {} answers of the task `{}`. Evaluate with --save-answers first, until it is done.",
+                kept.map_or_else(PathBuf::new, |kept| kept.file(&task.name)).display(),
                 known.len(),
-                work.items()
+                work.items(),
+                task.name
             ))),
         };
     };
@@ -164,46 +167,64 @@ fn encode(what: &impl Serialize) -> Result<Vec<u8>, TrainError> {
 
 /// The answers of a file; none when it is not there.
 fn read(path: &Path, expected: &Header, same_model: bool) -> Result<BTreeMap<usize, Answer>, TrainError> {
-    let mut text = Vec::new();
-    match File::open(path) {
-        Ok(mut file) => file
-            .read_to_end(&mut text)
-            .map_err(|source| TrainError::io(path, source))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(error) => return Err(TrainError::io(path, error)),
-    };
-    // What was not written to its end is answered again.
-    text.truncate(text.iter().rposition(|sign| *sign == b'\n').map_or(0, |end| end + 1));
-    let wrong = |line: usize, why: &str| {
-        TrainError::Setup(format!(
-            "{}:{line}: {why}. Keep answers in another folder, or remove the file.",
-            path.display()
-        ))
-    };
-    let mut lines = text.split_inclusive(|sign| *sign == b'\n').enumerate();
-    let Some((_, first)) = lines.next() else {
+    if !path.exists() {
+        return Ok(BTreeMap::new());
+    }
+    let Some((header, known)) = read_lines(path)? else {
         return Ok(BTreeMap::new());
     };
-    let header: Header = serde_json::from_slice(first).map_err(|_| wrong(1, "this is no file of answers"))?;
-    if header.task != expected.task || header.fingerprint != expected.fingerprint || header.items != expected.items {
+    let is_same = header.task.name == expected.task.name
+        && header.fingerprint == expected.fingerprint
+        && header.items == expected.items;
+    if !is_same {
         return Err(wrong(
+            path,
             1,
             "these are answers to other items, prompts or settings than the task has",
         ));
     }
     if same_model && header.model != expected.model {
-        return Err(wrong(1, "these are answers of another model or other adapters"));
+        return Err(wrong(path, 1, "these are answers of another model or other adapters"));
     }
+    Ok(known)
+}
+
+/// The answers of a file, whatever they are of, in the order of their numbers.
+pub(super) fn read_any(path: &Path) -> Result<(Header, Vec<Answer>), TrainError> {
+    let (header, known) = read_lines(path)?.ok_or_else(|| wrong(path, 1, "this is no file of answers"))?;
+    Ok((header, known.into_values().collect()))
+}
+
+/// The first line of a file, and its answers by their numbers.
+type Kept = (Header, BTreeMap<usize, Answer>);
+
+/// What a file says; nothing when it has no whole line.
+fn read_lines(path: &Path) -> Result<Option<Kept>, TrainError> {
+    let mut text = std::fs::read(path).map_err(|source| TrainError::io(path, source))?;
+    // What was not written to its end is answered again.
+    text.truncate(text.iter().rposition(|sign| *sign == b'\n').map_or(0, |end| end + 1));
+    let mut lines = text.split_inclusive(|sign| *sign == b'\n').enumerate();
+    let Some((_, first)) = lines.next() else {
+        return Ok(None);
+    };
+    let header: Header = serde_json::from_slice(first).map_err(|_| wrong(path, 1, "this is no file of answers"))?;
     let mut known = BTreeMap::new();
     for (index, line) in lines {
-        let answer: Answer =
-            serde_json::from_slice(line).map_err(|error| wrong(index + 1, &format!("this is no answer: {error}")))?;
+        let answer: Answer = serde_json::from_slice(line)
+            .map_err(|error| wrong(path, index + 1, &format!("this is no answer: {error}")))?;
         if answer.number >= header.items {
-            return Err(wrong(index + 1, "there is no item of this number"));
+            return Err(wrong(path, index + 1, "there is no item of this number"));
         }
         known.insert(answer.number, answer);
     }
-    Ok(known)
+    Ok(Some((header, known)))
+}
+
+fn wrong(path: &Path, line: usize, why: &str) -> TrainError {
+    TrainError::Setup(format!(
+        "{}:{line}: {why}. Keep answers in another folder, or remove the file.",
+        path.display()
+    ))
 }
 
 /// The file to go on with: what is known is written anew, so that nothing cut stands in its middle.

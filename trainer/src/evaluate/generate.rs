@@ -11,14 +11,17 @@ use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::{Format, Task};
 use serde_json::{Value, json};
 
-use super::measures;
 use super::prompts::{Asked, Prompts};
-use super::scores::Scores;
+use super::scores::{Scores, Scoring};
 use super::setting::{Setting, wrong};
 use super::work::{Answer, Said, Work};
 use crate::error::TrainError;
 use crate::generate::{GenerateOptions, Until, generate_by_language};
 use crate::models::Model;
+use crate::train::metrics::Example;
+
+/// Answers of a task that are shown.
+const EXAMPLES: usize = 4;
 
 /// A task of kind `generate`.
 pub(super) struct Generate {
@@ -320,7 +323,9 @@ impl Work for Generate {
     }
 
     fn score(&self, answers: &[Answer]) -> Scores {
-        measures::score(&self.task, answers)
+        let mut scoring = Scoring::of(&self.task, answers);
+        scoring.row.examples = examples(answers);
+        scoring.finish()
     }
 
     fn fingerprint(&self) -> blake3::Hash {
@@ -333,4 +338,31 @@ impl Work for Generate {
         }
         hasher.finalize()
     }
+}
+
+/// A few answers of different languages.
+fn examples(answers: &[Answer]) -> Vec<Example> {
+    let mut examples: Vec<Example> = Vec::new();
+    for answer in answers {
+        let Said::Text {
+            prompt,
+            output,
+            expected,
+        } = &answer.said
+        else {
+            continue;
+        };
+        if examples.len() == EXAMPLES {
+            break;
+        }
+        if !examples.iter().any(|known| known.language == answer.language) {
+            examples.push(Example {
+                language: answer.language.clone(),
+                prompt: prompt.clone(),
+                answer: output.clone(),
+                reference: expected.as_str().unwrap_or_default().to_owned(),
+            });
+        }
+    }
+    examples
 }

@@ -5,15 +5,22 @@
 //! file for each kind of task.
 
 mod answers;
+mod columns;
+mod compare;
 mod generate;
 mod heldout;
 mod likelihood;
-mod measures;
+mod logit_lens;
 mod multiple_choice;
+mod parallel;
 mod perplexity;
+mod pooled;
 mod prompts;
+mod retrieval;
 mod scores;
 mod setting;
+mod similarity;
+mod tokenizer;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +37,7 @@ use crate::train::metrics::EvalRow;
 use crate::train::ranks::Deal;
 
 pub use answers::{Answers, model_fingerprint};
+pub use compare::{Compared, Comparison, Judged, SideBySide, WinRate, win_rates};
 pub use heldout::{HELDOUT, Heldout};
 pub use work::{Answer, Said};
 
@@ -120,7 +128,7 @@ impl Evaluator {
                     &again
                 }
             };
-            let answers = answers::answered(&task.name, &**work, subject.model, subject.answers, deal)?;
+            let answers = answers::answered(task, &**work, subject.model, subject.answers, deal)?;
             if !task.translate.is_empty() {
                 translated.push((task.name.clone(), generate::translated(task, &prepared.rows, &answers)?));
             }
@@ -136,9 +144,10 @@ fn prepare(setting: &Setting, task: &Task, rows: &[TaskRow]) -> Result<Box<dyn W
         TaskKind::Perplexity => Box::new(perplexity::Perplexity::new(setting, task, rows)?),
         TaskKind::MultipleChoice => Box::new(multiple_choice::MultipleChoice::new(setting, task, rows)?),
         TaskKind::Generate => Box::new(generate::Generate::new(setting, task, rows)?),
-        TaskKind::Retrieval | TaskKind::Similarity | TaskKind::LogitLens | TaskKind::Tokenizer => {
-            return Err(TrainError::Setup(format!("eval task `{}`: not yet", task.name)));
-        }
+        TaskKind::Retrieval => Box::new(retrieval::Retrieval::new(setting, task, rows)?),
+        TaskKind::Similarity => Box::new(similarity::Similarity::new(setting, task, rows)?),
+        TaskKind::LogitLens => Box::new(logit_lens::LogitLens::new(setting, task, rows)?),
+        TaskKind::Tokenizer => Box::new(tokenizer::Tokenization::new(setting, task, rows)?),
     })
 }
 

@@ -1,22 +1,23 @@
 //! Multiple choice: the answer whose whole text, letter or filled template the model finds the most likely.
 //!
 //! By whole text as in arXiv 2501.09825 (`scoring = "answer"`), by letter as in MMLU, by filled template
-//! as for XCOPA, XWinograd and PAWS-X in arXiv 2311.08089. Log-probabilities are summed from the first token on in which the answers
+//! as for XCOPA, XWinograd and PAWS-X in AFP (NAACL 2024). Log-probabilities are summed from the first token on in which the answers
 //! differ from the prompt, or filled templates from one another.
 
 use interlingua_data::DataError;
 use interlingua_data::error::RowProblem;
 use interlingua_data::sample::Content;
 use interlingua_data::task::{Groups, TaskRow, check_shared};
+use interlingua_metrics::bootstrap::{RESAMPLES, interval};
+use interlingua_metrics::consistency;
 use interlingua_metrics::consistency::{Ac3, Consistency, Mlc};
-use interlingua_metrics::statistics::{Ratio, score};
-use interlingua_metrics::{accuracy, consistency};
+use interlingua_metrics::statistics::score;
 use interlingua_recipes::{DivideBy, Scoring as By, Task};
 use serde_json::json;
 
 use super::likelihood::{Branches, branch_log_probs};
 use super::prompts::{Asked, Prompts};
-use super::scores::{Scores, Scoring, Statistics};
+use super::scores::{MEAN, SEED, Scores, Scoring};
 use super::setting::{Setting, wrong};
 use super::work::{Answer, Said, Work};
 use crate::error::TrainError;
@@ -24,8 +25,7 @@ use crate::models::Model;
 
 /// A task of kind `multiple-choice`.
 pub(super) struct MultipleChoice {
-    anchor: String,
-    divide_by: DivideBy,
+    task: Task,
     items: Vec<Item>,
     /// The items of all languages: numbers, by language in the order of `languages`.
     shared: Vec<Vec<usize>>,
@@ -58,8 +58,7 @@ impl MultipleChoice {
         }
         let number = |index: &usize| wanted.binary_search(index).unwrap_or_default();
         Ok(Self {
-            anchor: task.anchor.clone(),
-            divide_by: task.divide_by,
+            task: task.clone(),
             items,
             shared: groups
                 .items
@@ -72,7 +71,7 @@ impl MultipleChoice {
 
     fn choice(&self, item: &Item, log_probs: &[f64]) -> usize {
         let value = |index: usize| {
-            let by = match self.divide_by {
+            let by = match self.task.divide_by {
                 DivideBy::Nothing => 1.0,
                 DivideBy::Tokens => counted(&item.branches, index) as f64,
                 DivideBy::Bytes => item.bytes[index] as f64,
@@ -269,15 +268,7 @@ impl Work for MultipleChoice {
             Said::Choice { choice, answer, .. } => Some((choice, answer)),
             _ => None,
         };
-        let mut scoring = Scoring::new(&self.anchor);
-        let statistics: Statistics = answers
-            .iter()
-            .filter_map(|answer| {
-                let (choice, right) = chosen(answer)?;
-                Some((answer, accuracy::item(Some(choice), right)))
-            })
-            .collect();
-        scoring.add("accuracy", &statistics, &Ratio);
+        let mut scoring = Scoring::of(&self.task, answers);
         if self.languages.len() > 1 {
             let item = |numbers: &Vec<usize>| {
                 let all: Vec<Option<(usize, usize)>> = numbers
@@ -302,13 +293,20 @@ impl Work for MultipleChoice {
             row.consistency = row.consistency_by_size.get(&size).copied();
             row.ac3 = row.ac3_by_size.get(&size).copied();
             row.mlc = row.consistency_by_size.get(&2).copied();
+            scoring.put_interval(
+                MEAN,
+                "consistency",
+                interval(&items, &Consistency { size }, SEED, RESAMPLES),
+            );
+            scoring.put_interval(MEAN, "ac3", interval(&items, &Ac3 { size }, SEED, RESAMPLES));
+            scoring.put_interval(MEAN, "mlc", interval(&items, &Consistency { size: 2 }, SEED, RESAMPLES));
         }
         scoring.finish()
     }
 
     fn fingerprint(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(format!("{:?}", self.divide_by).as_bytes());
+        hasher.update(format!("{:?}", self.task.divide_by).as_bytes());
         for item in &self.items {
             hasher.update(item.language.as_bytes());
             hasher.update(bytemuck::cast_slice(&item.branches.prefix));

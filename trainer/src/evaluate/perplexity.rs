@@ -6,13 +6,12 @@ use interlingua_data::task::TaskRow;
 use interlingua_data::tokenize::{Outcome, Tokens};
 use interlingua_recipes::Task;
 
-use super::scores::{Scores, Scoring, likelihoods};
+use super::scores::{Scores, Scoring};
 use super::setting::Setting;
 use super::work::{Answer, Said, Work};
 use crate::engine::head::{Targets, log_probs};
 use crate::error::TrainError;
 use crate::models::Model;
-use crate::train::main_loss::boundaries;
 use crate::train::reference::sequence_of;
 use crate::train::step::inputs_and_targets;
 
@@ -21,7 +20,7 @@ pub(super) const BATCH_TOKENS: usize = 4096;
 
 /// A task of kind `perplexity`.
 pub(super) struct Perplexity {
-    anchor: String,
+    task: Task,
     items: Vec<Item>,
     languages: Vec<String>,
 }
@@ -63,7 +62,7 @@ impl Perplexity {
             });
         }
         Ok(Self {
-            anchor: task.anchor.clone(),
+            task: task.clone(),
             items,
             languages,
         })
@@ -98,7 +97,6 @@ impl Work for Perplexity {
         if open.tokens() > 0 {
             run(&open);
         }
-        debug_assert!(boundaries(&open).len() > open.sequences.len());
         let answers = numbers.iter().zip(losses).map(|(number, (loss, supervised))| {
             let item = &self.items[*number];
             Answer {
@@ -117,18 +115,7 @@ impl Work for Perplexity {
     }
 
     fn score(&self, answers: &[Answer]) -> Scores {
-        let statistics = answers.iter().filter_map(|answer| match answer.said {
-            Said::Likelihood {
-                loss,
-                supervised,
-                bytes,
-            } => Some((answer, vec![loss, supervised as f64, bytes as f64])),
-            _ => None,
-        });
-        let statistics: Vec<_> = statistics.collect();
-        let mut scoring = Scoring::new(&self.anchor);
-        likelihoods(&mut scoring, &statistics);
-        scoring.finish()
+        Scoring::of(&self.task, answers).finish()
     }
 
     fn fingerprint(&self) -> blake3::Hash {

@@ -5,17 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use interlingua_metrics::bootstrap::{RESAMPLES, interval};
 use interlingua_metrics::statistics::{MeanOver, Metric, across, score};
 
+use super::columns::{Column, columns};
 use super::work::Answer;
-use crate::train::metrics::{EvalRow, Example};
+use crate::train::metrics::EvalRow;
+use interlingua_recipes::Task;
 
 /// Metrics of which less is better.
 const LESS_IS_BETTER: [&str; 5] = ["loss", "perplexity", "bits_per_byte", "fertility", "parity"];
 
 /// Seed of the resamples: the same answers have the same intervals.
-const SEED: u64 = 0;
+pub(super) const SEED: u64 = 0;
 
-/// What the mean over languages is called among the intervals.
-const MEAN: &str = "mean";
+/// What the mean over languages is called among the intervals, and the mean over all series among those by layer.
+pub(super) const MEAN: &str = "mean";
 
 /// The scores of a task.
 pub(super) struct Scores {
@@ -52,6 +54,15 @@ impl Scoring {
         }
     }
 
+    /// The scores of all metrics of a task's answers.
+    pub(super) fn of(task: &Task, answers: &[Answer]) -> Self {
+        let mut scoring = Self::new(&task.anchor);
+        for Column { name, items, rule } in columns(task, answers) {
+            scoring.add(name, &items, &rule);
+        }
+        scoring
+    }
+
     /// A metric by language, out of the statistics of its items.
     pub(super) fn add(&mut self, name: &str, items: &Statistics, metric: &(impl Metric + Clone)) {
         let mut by_language = BTreeMap::<&str, Vec<Vec<f64>>>::new();
@@ -59,29 +70,72 @@ impl Scoring {
             let of_language = by_language.entry(&answer.language).or_default();
             of_language.push(statistics.clone());
         }
-        for (language, statistics) in &by_language {
+        let width = items.first().map_or(0, |(_, statistics)| statistics.len());
+        let languages: Vec<&&str> = by_language.keys().collect();
+        let of_group = |group: &BTreeMap<&str, &[f64]>| {
+            let statistics: Vec<Option<&[f64]>> = languages
+                .iter()
+                .map(|language| group.get(**language).copied())
+                .collect();
+            across(&statistics, width)
+        };
+        let groups: Vec<Vec<f64>> = shared(items).values().map(of_group).collect();
+        self.put(name, &by_language, &groups, width, metric);
+    }
+
+    /// A metric by language, where all languages have the same items in the same order.
+    pub(super) fn add_aligned(
+        &mut self,
+        name: &str,
+        by_language: &BTreeMap<&str, Vec<Vec<f64>>>,
+        metric: &(impl Metric + Clone),
+    ) {
+        let count = by_language.values().map(Vec::len).min().unwrap_or_default();
+        let first = by_language.values().find_map(|statistics| statistics.first());
+        let width = first.map_or(0, Vec::len);
+        let of_item = |item: usize| {
+            let statistics = by_language.values().map(|statistics| Some(&statistics[item][..]));
+            across(&statistics.collect::<Vec<_>>(), width)
+        };
+        let groups: Vec<Vec<f64>> = (0..count).map(of_item).collect();
+        self.put(name, by_language, &groups, width, metric);
+    }
+
+    /// `groups`: the statistics of each item in all languages, one after another, of `width` numbers each. Items that are there in
+    /// several languages are drawn together.
+    fn put(
+        &mut self,
+        name: &str,
+        by_language: &BTreeMap<&str, Vec<Vec<f64>>>,
+        groups: &[Vec<f64>],
+        width: usize,
+        metric: &(impl Metric + Clone),
+    ) {
+        for (language, statistics) in by_language {
             self.set(language, name, score(statistics, metric));
             self.row.items.insert((*language).to_owned(), statistics.len() as u64);
             self.put_interval(language, name, interval(statistics, metric, SEED, RESAMPLES));
         }
-        // Items that are there in several languages are drawn together.
-        let width = items.first().map_or(0, |(_, statistics)| statistics.len());
-        let shared = shared(items);
-        if by_language.len() > 1 && !shared.is_empty() {
-            let languages: Vec<&&str> = by_language.keys().collect();
-            let of_group = |group: &BTreeMap<&str, &[f64]>| {
-                let statistics: Vec<Option<&[f64]>> = languages
-                    .iter()
-                    .map(|language| group.get(**language).copied())
-                    .collect();
-                across(&statistics, width)
-            };
-            let groups: Vec<Vec<f64>> = shared.values().map(of_group).collect();
+        if by_language.len() > 1 && !groups.is_empty() {
             let metric = MeanOver {
                 metric: metric.clone(),
                 width,
             };
-            self.put_interval(MEAN, name, interval(&groups, &metric, SEED, RESAMPLES));
+            self.put_interval(MEAN, name, interval(groups, &metric, SEED, RESAMPLES));
+        }
+    }
+
+    /// Values at each layer by language or direction, and their mean over those that have one.
+    pub(super) fn add_layers(&mut self, name: &str, mut series: BTreeMap<String, Vec<f64>>) {
+        let layers = series.values().map(Vec::len).max().unwrap_or_default();
+        let at = |layer: usize| {
+            let values = series.values().filter_map(|values| values.get(layer).copied());
+            mean(values.filter(|value| value.is_finite()))
+        };
+        let means: Vec<f64> = (0..layers).map(at).collect();
+        if layers > 0 {
+            series.insert(MEAN.to_owned(), means);
+            self.row.layers.insert(name.to_owned(), series);
         }
     }
 
@@ -94,7 +148,7 @@ impl Scoring {
         }
     }
 
-    fn put_interval(&mut self, language: &str, name: &str, interval: Option<[f64; 2]>) {
+    pub(super) fn put_interval(&mut self, language: &str, name: &str, interval: Option<[f64; 2]>) {
         if let Some(interval) = interval.filter(|ends| ends.iter().all(|end| end.is_finite())) {
             let intervals = self.row.intervals.entry(language.to_owned()).or_default();
             intervals.insert(name.to_owned(), interval);
@@ -117,11 +171,6 @@ impl Scoring {
                 .insert(name.clone(), gap(&values, LESS_IS_BETTER.contains(&name.as_str())));
         }
         Scores { row: self.row }
-    }
-
-    /// Answers to show.
-    pub(super) fn examples(&mut self, examples: Vec<Example>) {
-        self.row.examples = examples;
     }
 }
 
@@ -166,26 +215,6 @@ fn gap(values: &[(bool, f64)], less_is_better: bool) -> f64 {
     }
 }
 
-/// Loss, perplexity and bits per byte out of [sum of negative log-likelihoods, tokens, bytes of text].
-pub(super) fn likelihoods(scoring: &mut Scoring, items: &Statistics) {
-    scoring.add("loss", items, &loss);
-    scoring.add("perplexity", items, &|sum: &[f64]| loss(sum).exp());
-    scoring.add("bits_per_byte", items, &bits_per_byte);
-}
-
-fn loss(sum: &[f64]) -> f64 {
-    sum[0] / sum[1]
-}
-
-/// Not a number where there is no text.
-fn bits_per_byte(sum: &[f64]) -> f64 {
-    if sum[2] > 0.0 {
-        sum[0] / std::f64::consts::LN_2 / sum[2]
-    } else {
-        f64::NAN
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,11 +227,5 @@ mod tests {
         let without = [(false, 0.5), (false, 0.4)];
         assert!((gap(&without, true) - 0.1).abs() < 1e-12);
         assert_eq!(gap(&[(true, 0.8)], false), 0.0);
-    }
-
-    #[test]
-    fn bits_per_byte_count_text_alone() {
-        assert_eq!(bits_per_byte(&[std::f64::consts::LN_2 * 6.0, 2.0, 3.0]), 2.0);
-        assert!(bits_per_byte(&[1.0, 2.0, 0.0]).is_nan());
     }
 }

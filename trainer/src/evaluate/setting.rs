@@ -27,6 +27,11 @@ impl Setting {
         }
     }
 
+    /// Longest text in tokens.
+    pub(super) fn max_length(&self) -> usize {
+        self.data.max_length
+    }
+
     /// What makes tokens of a task's rows.
     pub(super) fn tokenize(&self, task: &Task) -> Result<SampleTokenizer, DataError> {
         let mut data = self.data.clone();

@@ -83,4 +83,51 @@ pub enum Said {
         /// Bytes of their text.
         bytes: u64,
     },
+    /// Whether each sentence of a language finds its translation in the anchor's, and the other way round: for each layer a text with
+    /// a 1 or a 0 for each sentence.
+    Retrieval {
+        /// By cosine, from the anchor to the language.
+        cosine_from_anchor: Vec<String>,
+        /// By cosine, from the language to the anchor.
+        cosine_to_anchor: Vec<String>,
+        /// By margin, from the anchor to the language.
+        margin_from_anchor: Vec<String>,
+        /// By margin, from the language to the anchor.
+        margin_to_anchor: Vec<String>,
+    },
+    /// How alike the sentences of a language are to the anchor's.
+    Similarity {
+        /// Linear CKA at each layer; null where all states of a side are equal.
+        cka: Vec<Option<f64>>,
+        /// Debiased.
+        cka_debiased: Vec<Option<f64>>,
+        /// The mean cosine of the last tokens of translations, at each layer.
+        language_ranker: Vec<f64>,
+        /// The cosine of each sentence's last token with its translation's, averaged over the layers.
+        cosines: Vec<f64>,
+    },
+    /// What the head makes of each layer of a sentence: sums over its positions, for each layer.
+    Lens {
+        /// Positions.
+        positions: u64,
+        /// Positions that a token follows.
+        followed: u64,
+        /// Probability of the tokens that only this sentence has; none in the anchor's language.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        own: Vec<f64>,
+        /// Probability of the tokens that only its translation has; none in the anchor's language.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        english: Vec<f64>,
+        /// Positions whose most likely token is that of the last layer.
+        agreement: Vec<u64>,
+        /// Negative log-likelihoods of the tokens that follow.
+        lens_loss: Vec<f64>,
+    },
+    /// A text as tokens.
+    Tokens {
+        /// The tokens.
+        token_ids: Vec<u32>,
+        /// Tokens, words, characters, bytes, and unknown tokens.
+        counts: Vec<f64>,
+    },
 }

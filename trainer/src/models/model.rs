@@ -58,16 +58,21 @@ impl Model {
 
     /// All hidden states without gradients: `hidden_states.0` to `.L`, the last one after the final norm.
     pub fn hidden_states(&self, inputs: &Inputs) -> Vec<Tensor<2>> {
-        let pass = self.plain_pass();
-        let mut states = vec![self.embed(inputs, &pass)];
-        for index in 0..self.blocks.len() {
-            let next = TiledBlock::new(self, index, inputs).forward(&states[index]);
-            states.push(next);
-        }
-        if let Some(last) = states.pop() {
-            states.push(self.final_norm(last, &pass));
-        }
+        let mut states = Vec::with_capacity(self.blocks.len() + 1);
+        self.visit_hidden_states(inputs, |_, state| states.push(state));
         states
+    }
+
+    /// Hands the same states over one by one, each with its N, so that they need not be there all at once.
+    pub fn visit_hidden_states(&self, inputs: &Inputs, mut visit: impl FnMut(usize, Tensor<2>)) {
+        let pass = self.plain_pass();
+        let mut x = self.embed(inputs, &pass);
+        for index in 0..self.blocks.len() {
+            visit(index, x.clone());
+            self.bring_ahead(index + 1);
+            x = TiledBlock::new(self, index, inputs).forward(&x);
+        }
+        visit(self.blocks.len(), self.final_norm(x, &pass));
     }
 
     /// The last hidden state after the final norm, `[tokens, hidden]`, without gradients. `seen` holds, block by block,

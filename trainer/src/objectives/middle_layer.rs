@@ -42,16 +42,6 @@ impl MiddleLayer {
         }
     }
 
-    /// The tokens that stand for each sequence between `boundaries`.
-    pub fn pooled_ranges(&self, boundaries: &[usize]) -> Vec<Range<usize>> {
-        let of = |range: &[usize]| match self.pool {
-            Pool::Mean => range[0]..range[1],
-            Pool::Last => range[1] - 1..range[1],
-            Pool::First => range[0]..range[0] + 1,
-        };
-        boundaries.windows(2).map(of).collect()
-    }
-
     /// The sum of the loss over the anchors of a contrast, and its gradient by the pooled states `[sequences, hidden]`,
     /// in f32.
     pub fn loss(&self, pooled: &Tensor<2>, contrast: &Contrast) -> (f64, Tensor<2>) {
@@ -80,6 +70,16 @@ impl MiddleLayer {
         let gradient = leaf.grad_remove(&mut graph);
         (value, gradient.unwrap_or_else(|| leaf.without_autodiff().zeros_like()))
     }
+}
+
+/// The tokens that stand for each sequence between `boundaries`.
+pub fn pooled_ranges(pool: Pool, boundaries: &[usize]) -> Vec<Range<usize>> {
+    let of = |range: &[usize]| match pool {
+        Pool::Mean => range[0]..range[1],
+        Pool::Last => range[1] - 1..range[1],
+        Pool::First => range[0]..range[0] + 1,
+    };
+    boundaries.windows(2).map(of).collect()
 }
 
 /// Rows of length one: `x / max(‖x‖, 1e-12)`.

@@ -100,6 +100,23 @@ fn by_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<usize,
     sizes.collect()
 }
 
+/// Values at each layer, by metric and series.
+type Layers = BTreeMap<String, BTreeMap<String, Vec<f64>>>;
+
+/// The same for values by layer.
+fn nulls_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Layers, D::Error> {
+    let layers = BTreeMap::<String, BTreeMap<String, Vec<Option<f64>>>>::deserialize(deserializer)?;
+    let values = |values: Vec<Option<f64>>| values.into_iter().map(|value| value.unwrap_or(f64::NAN)).collect();
+    let series = |series: BTreeMap<String, Vec<Option<f64>>>| {
+        let series = series.into_iter();
+        series.map(|(name, list)| (name, values(list))).collect()
+    };
+    Ok(layers
+        .into_iter()
+        .map(|(metric, list)| (metric, series(list)))
+        .collect())
+}
+
 /// One evaluation task at one step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvalRow {
@@ -137,9 +154,17 @@ pub struct EvalRow {
     /// `ac3` by the size of the subsets.
     #[serde(default, deserialize_with = "by_size", skip_serializing_if = "BTreeMap::is_empty")]
     pub ac3_by_size: BTreeMap<usize, f64>,
-    /// By metric, and by language or direction: the value at each of `hidden_states.0` to `.L`.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub layers: BTreeMap<String, BTreeMap<String, Vec<f64>>>,
+    /// How unequally the tokenizer's costs are spread over the languages: 0 where all pay the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gini: Option<f64>,
+    /// By metric, and by language, direction or "mean": the value at each of `hidden_states.0` to `.L`; not a number, `null` in the
+    /// file, where it is not defined.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "nulls_as_nan"
+    )]
+    pub layers: Layers,
     /// A few prompts with what the model answered and what was expected; not written to the file.
     #[serde(skip)]
     pub examples: Vec<Example>,

@@ -71,9 +71,13 @@ fn of_task(task: &str, first: &EvalRow, last: &EvalRow) -> Result<Group, Failure
     })
 }
 
-fn interval(row: &EvalRow, language: &str, metric: &str) -> Option<(f64, f64)> {
-    let [low, high] = row.intervals.get(language)?.get(metric)?;
-    Some((*low, *high))
+/// A metric of one language with its interval.
+fn measured(row: &EvalRow, language: &str, metric: &str) -> Option<Value> {
+    let interval = row.intervals.get(language).and_then(|metrics| metrics.get(metric));
+    Some(Value {
+        at: value(row, language, metric)?,
+        interval: interval.map(|[low, high]| (*low, *high)),
+    })
 }
 
 fn of_metric(
@@ -82,18 +86,12 @@ fn of_metric(
     (before, last): (Option<&EvalRow>, &EvalRow),
     languages: &[&str],
 ) -> Result<Figure, Failure> {
-    let of = |row: &EvalRow, language: &str| {
-        value(row, language, name).map(|at| Value {
-            at,
-            interval: interval(row, language, name),
-        })
-    };
     let rows: Vec<Row> = languages
         .iter()
         .map(|language| Row {
             name: (*language).to_owned(),
-            before: before.and_then(|row| of(row, language)),
-            after: of(last, language),
+            before: before.and_then(|row| measured(row, language, name)),
+            after: measured(last, language, name),
         })
         .collect();
     let mut keys = Vec::new();
@@ -137,42 +135,44 @@ fn numbers(task: &str, names: &[&str], languages: &[&str], before: Option<&EvalR
         }
     }
     let mut table = Table::new(format!("all numbers of {task}"), head);
-    let mut row = |name: &str, items: String, of: &dyn Fn(&EvalRow, &str) -> (Option<f64>, Option<(f64, f64)>)| {
+    let mut row = |name: &str, items: String, of: &dyn Fn(&EvalRow, &str) -> Option<Value>| {
         let mut cells = vec![name.to_owned(), items];
         for name in names {
-            let (after, interval) = of(last, name);
+            let after = of(last, name);
             if let Some(first) = before {
-                let (before, interval) = of(first, name);
-                cells.push(with_interval(before, interval));
-            }
-            cells.push(with_interval(after, interval));
-            if let Some(first) = before {
-                cells.push(difference(of(first, name).0, after));
+                let before = of(first, name);
+                cells.extend([with_interval(before), with_interval(after)]);
+                cells.push(difference(before.map(|value| value.at), after.map(|value| value.at)));
+            } else {
+                cells.push(with_interval(after));
             }
         }
         table.rows.push(cells);
     };
+    let alone = |at: Option<&f64>| {
+        at.map(|at| Value {
+            at: *at,
+            interval: None,
+        })
+    };
     for language in languages {
-        let items = last
-            .items
-            .get(*language)
-            .map_or_else(|| "–".to_owned(), |count| table::count(*count));
-        row(language, items, &|row, name| {
-            (value(row, language, name), interval(row, language, name))
-        });
+        let items = last.items.get(*language);
+        let items = items.map_or_else(|| "–".to_owned(), |count| table::count(*count));
+        row(language, items, &|row, name| measured(row, language, name));
     }
     if languages.len() > 1 {
-        row("mean of all", String::new(), &|row, name| {
-            (row.mean.get(name).copied(), None)
-        });
-        row("gap", String::new(), &|row, name| (row.gap.get(name).copied(), None));
+        row("mean of all", String::new(), &|row, name| alone(row.mean.get(name)));
+        row("gap", String::new(), &|row, name| alone(row.gap.get(name)));
     }
     table
 }
 
-fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
-    match interval {
-        Some((low, high)) => format!("{} [{}, {}]", optional(value), number(low), number(high)),
-        None => optional(value),
+fn with_interval(value: Option<Value>) -> String {
+    match value {
+        Some(Value {
+            at,
+            interval: Some((low, high)),
+        }) => format!("{} [{}, {}]", number(at), number(low), number(high)),
+        _ => optional(value.map(|value| value.at)),
     }
 }

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor};
 use crate::collectives::Collectives;
 use crate::engine::inputs::Inputs;
 use crate::objectives::averages::averages;
-use crate::objectives::middle_layer::{Contrast, MiddleLayer};
+use crate::objectives::middle_layer::{Contrast, MiddleLayer, pooled_ranges};
 
 /// The loss over the contrasts of several micro-batches as one, and its gradient by the pooled states of all of them, which lie
 /// one behind another.
@@ -56,7 +56,7 @@ pub fn gather_rows(collectives: &dyn Collectives, own: Tensor<2>, counts: &[usiz
 /// What stands for each sequence, `[sequences, hidden]` in f32.
 pub fn pool(loss: &MiddleLayer, states: &Tensor<2>, inputs: &Inputs) -> Tensor<2> {
     let matrix = averages(
-        &loss.pooled_ranges(&inputs.boundaries),
+        &pooled_ranges(loss.pool, &inputs.boundaries),
         inputs.tokens(),
         &states.device(),
     );
@@ -66,7 +66,7 @@ pub fn pool(loss: &MiddleLayer, states: &Tensor<2>, inputs: &Inputs) -> Tensor<2
 /// The gradient by the states `[tokens, hidden]` from that by what stands for each sequence.
 pub fn unpool(loss: &MiddleLayer, by_pooled: Tensor<2>, inputs: &Inputs, states: &Tensor<2>) -> Tensor<2> {
     let matrix = averages(
-        &loss.pooled_ranges(&inputs.boundaries),
+        &pooled_ranges(loss.pool, &inputs.boundaries),
         inputs.tokens(),
         &states.device(),
     );
