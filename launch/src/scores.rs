@@ -10,35 +10,64 @@ use crate::table::Table;
 /// The order of the metrics; others follow by name.
 const FIRST: [&str; 3] = ["loss", "perplexity", "bits_per_byte"];
 
-/// The numbers of a task, with their mean and the gap between languages.
+/// The numbers of a task, each with its interval where it has one, with their mean and the gap between languages.
 pub(crate) fn table(row: &EvalRow) -> Table {
     let number = |value: &f64| format!("{value:.4}");
-    let mut table = by_language(&row.by_language, &row.mean, number);
+    let metrics = metrics(&row.by_language);
+    let headers = metrics.iter().map(|metric| metric.replace('_', " "));
+    let items = (!row.items.is_empty()).then(|| "items".to_owned());
+    let mut table = Table::new(std::iter::once("language".to_owned()).chain(items).chain(headers));
+    let count = |language: &str| row.items.get(language).map_or_else(String::new, u64::to_string);
+    let mut put = |name: &str, values: &BTreeMap<String, f64>| {
+        let items = (!row.items.is_empty()).then(|| count(name));
+        let cells = metrics.iter().map(|metric| {
+            let Some(value) = values.get(*metric) else {
+                return "-".to_owned();
+            };
+            match row.intervals.get(name).and_then(|intervals| intervals.get(*metric)) {
+                Some([low, high]) => format!("{value:.4} ({low:.3}–{high:.3})"),
+                None => number(value),
+            }
+        });
+        table.row(std::iter::once(name.to_owned()).chain(items).chain(cells));
+    };
+    row.by_language
+        .iter()
+        .for_each(|(language, values)| put(language, values));
     if row.by_language.len() > 1 {
-        let gaps = metrics(&row.by_language).into_iter();
-        let gaps = gaps.map(|metric| row.gap.get(metric).map_or_else(|| "-".to_owned(), number));
-        table.row(std::iter::once("gap".to_owned()).chain(gaps));
+        put("mean", &row.mean);
+        put("gap", &row.gap);
     }
     table
 }
 
+/// What is about all languages of a task together, as a sentence; none where nothing is.
+pub(crate) fn across(row: &EvalRow) -> Option<String> {
+    let size = row.by_language.len().min(3);
+    let numbers = [
+        (format!("consistency (s = {size})"), row.consistency),
+        ("ac3".to_owned(), row.ac3),
+        ("mlc".to_owned(), row.mlc),
+        ("gini".to_owned(), row.gini),
+    ];
+    let known = numbers
+        .into_iter()
+        .filter_map(|(name, value)| Some(format!("{name} {:.4}", value?)));
+    let known: Vec<String> = known.collect();
+    (!known.is_empty()).then(|| format!("across languages: {}", known.join(", ")))
+}
+
 /// How the numbers of a task changed: before, after, difference.
 pub(crate) fn table_of_changes(changes: &Changes) -> Table {
-    by_language(&changes.by_language, &changes.mean, |change: &Change| {
+    let cell = |change: &Change| {
         let Change {
             before,
             after,
             difference,
         } = change;
         format!("{before:.4} → {after:.4}  {difference:+.4}")
-    })
-}
-
-fn by_language<T>(
-    numbers: &BTreeMap<String, BTreeMap<String, T>>,
-    mean: &BTreeMap<String, T>,
-    cell: impl Fn(&T) -> String,
-) -> Table {
+    };
+    let (numbers, mean) = (&changes.by_language, &changes.mean);
     let metrics = metrics(numbers);
     let headers = metrics.iter().map(|metric| metric.replace('_', " "));
     let mut table = Table::new(std::iter::once("language".to_owned()).chain(headers));
@@ -47,7 +76,7 @@ fn by_language<T>(
     for (language, numbers) in languages.chain(mean) {
         let cells = metrics
             .iter()
-            .map(|metric| numbers.get(*metric).map_or_else(|| "-".to_owned(), &cell));
+            .map(|metric| numbers.get(*metric).map_or_else(|| "-".to_owned(), cell));
         table.row(std::iter::once(language.to_owned()).chain(cells));
     }
     table

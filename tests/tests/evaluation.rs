@@ -505,8 +505,8 @@ fn wrong_tasks_are_refused_by_name() {
     };
     let rows = scratch.read("choices.jsonl");
     let edited = |from: &str, to: &str| scratch.write("choices.jsonl", rows.replacen(from, to, 1));
-    set(&["eval.tasks.0.prompt={{ contxt }}"]).refuses(2, &["choices.jsonl:1", "prompt", "undefined", "`context`"]);
-    set(&["eval.tasks.0.prompt={{ context"]).refuses(2, &["answer", "no Jinja template"]);
+    set(&["eval.tasks.0.prompt=\"{{ contxt }}\""]).refuses(2, &["choices.jsonl:1", "prompt", "undefined", "`context`"]);
+    set(&["eval.tasks.0.prompt=\"{{ context\""]).refuses(2, &["answer", "no Jinja template"]);
     set(&["eval.tasks.0.prompt={ en = \"{{ context }}\" }"])
         .refuses(2, &["choices.jsonl:2", "no text for the language \"sw\""]);
     set(&["eval.tasks.0.languages=[\"en\", \"fi\"]"]).refuses(2, &["answer", "no row in fi"]);

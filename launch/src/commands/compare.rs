@@ -55,6 +55,9 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> CommandResult {
     if let Some(file) = &arguments.side_by_side {
         write_pairs(&compared, file)?;
     }
+    for task in compared.left_out() {
+        tracing::warn!("the task {task} has no items to compare: see its numbers in both evaluations");
+    }
     let comparisons = compared.comparisons();
     if global.json {
         output::json(&json!({ "first": first, "second": second, "comparisons": comparisons }))?;

@@ -183,9 +183,10 @@ fn print(plain: &Measured, quantized: Option<&(Quantization, Measured)>) -> Resu
         None => {
             for row in &plain.rows {
                 output::line(format!(
-                    "{}\n{}\n{}",
+                    "{}\n{}\n{}{}",
                     title(&row.task),
                     scores::table(row).render(),
+                    scores::across(row).map_or_else(String::new, |across| format!("{across}\n")),
                     layers::text(row)
                 ))?;
             }

@@ -150,6 +150,31 @@ fn an_evaluation_has_before_after_interval_difference_and_items() {
 }
 
 #[test]
+fn answers_that_were_kept_stand_side_by_side() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("metrics.jsonl"), text_of(&rows())).unwrap();
+    for (step, output) in [(0, "no <idea>"), (6, "Nairobi")] {
+        let answers = folder.path().join(format!("answers/step-{step}"));
+        fs::create_dir_all(&answers).unwrap();
+        let header = json!({ "task": "questions", "items": 3, "model": "step", "fingerprint": "f" });
+        let answer = |number: usize, language: &str| {
+            json!({
+                "number": number, "language": language, "prompt": format!("Mji mkuu? {number}"), "output": output, "expected": "Nairobi",
+            })
+        };
+        let lines = [header, answer(0, "sw"), answer(1, "sw"), answer(2, "ar")];
+        fs::write(answers.join("questions.jsonl"), text_of(&lines)).unwrap();
+    }
+    let page = page(folder.path()).unwrap();
+    let answers = section(&page, "answers");
+    let cells =
+        ["Mji mkuu? 0", "no &lt;idea&gt;", "Nairobi", "Nairobi"].map(|cell| format!("<td><bdi>{cell}</bdi></td>"));
+    assert!(answers.contains(&cells.concat()), "{answers}");
+    assert!(answers.contains("Mji mkuu? 2") && !answers.contains("Mji mkuu? 1"));
+    assert!(!section(&page, "evaluation").contains("Mji"));
+}
+
+#[test]
 fn of_many_languages_a_handful_has_a_colour() {
     let page = page_of(&text_of(&rows()));
     let figure = section(&page, "loss")

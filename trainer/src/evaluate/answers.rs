@@ -83,6 +83,20 @@ pub fn model_fingerprint(folders: &[PathBuf], how: &str) -> Result<String, Train
     Ok(all.finalize().to_hex().to_string())
 }
 
+fn header(task: &Task, work: &dyn Work, kept: &Answers) -> Header {
+    Header {
+        task: task.clone(),
+        items: work.items(),
+        model: kept.model.clone().unwrap_or_default(),
+        fingerprint: work.fingerprint().to_hex().to_string(),
+    }
+}
+
+/// Checks that the answers of a task, where some are kept, are of it.
+pub(super) fn check(task: &Task, work: &dyn Work, kept: &Answers) -> Result<(), TrainError> {
+    read(&kept.file(&task.name), &header(task, work, kept), kept.model.is_some()).map(drop)
+}
+
 /// The answers to all items of a task, in the order of their numbers: those of the file, where there is one, and the model's to the
 /// rest.
 ///
@@ -98,12 +112,7 @@ pub(super) fn answered(
     let mut known = BTreeMap::new();
     let mut file = None;
     if let Some(kept) = kept.filter(|_| deal.is_first()) {
-        let header = Header {
-            task: task.clone(),
-            items: work.items(),
-            model: kept.model.clone().unwrap_or_default(),
-            fingerprint: work.fingerprint().to_hex().to_string(),
-        };
+        let header = header(task, work, kept);
         let path = kept.file(&task.name);
         known = read(&path, &header, kept.model.is_some())?;
         if model.is_some() {

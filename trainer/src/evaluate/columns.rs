@@ -1,27 +1,99 @@
 //! The metrics of a task's answers, each with the statistics of its items: what scores, intervals and comparisons of two models have
 //! in common.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use interlingua_metrics::classification::{Frame, LabelF1, OfFrames, labels, labels_item};
 use interlingua_metrics::extract::Extractor;
-use interlingua_metrics::statistics::{Metric, Ratio};
+use interlingua_metrics::statistics::{MeanOver, Metric, Ratio, across};
 use interlingua_metrics::{accuracy, bleu, chrf, exact_match, identify, qa};
 use interlingua_recipes::{Extract, Measure, Task, TaskKind};
 use serde_json::Value;
 
-use super::scores::Statistics;
 use super::work::{Answer, Said};
+use super::{retrieval, similarity};
+
+/// Statistics of items, each with its answer.
+pub(super) type Statistics<'a> = Vec<(&'a Answer, Vec<f64>)>;
 
 /// One metric over the items of a task.
 pub(super) struct Column<'a> {
     /// What it is called in `metrics.jsonl`.
     pub(super) name: &'static str,
-    /// The answers with their statistics.
-    pub(super) items: Statistics<'a>,
+    /// The statistics of each language's items.
+    pub(super) by_language: BTreeMap<&'a str, Vec<Vec<f64>>>,
+    /// Those of each item in all languages, one after another; none where rows do not say which items are the same.
+    pub(super) groups: Vec<Vec<f64>>,
     /// What makes a score of their sum.
     pub(super) rule: Rule,
+    /// How many statistics an item has.
+    width: usize,
+}
+
+impl<'a> Column<'a> {
+    /// Of items that say in which language they are, and what the same item in other languages shares.
+    pub(super) fn of_items(name: &'static str, items: &Statistics<'a>, metric: impl Metric + Send + 'static) -> Self {
+        let mut by_language = BTreeMap::<&str, Vec<Vec<f64>>>::new();
+        let mut shared = BTreeMap::<&str, BTreeMap<&str, &[f64]>>::new();
+        let mut all_shared = true;
+        for (answer, statistics) in items {
+            let of_language = by_language.entry(&answer.language).or_default();
+            of_language.push(statistics.clone());
+            match &answer.group {
+                Some(group) => {
+                    shared.entry(group).or_default().insert(&answer.language, statistics);
+                }
+                None => all_shared = false,
+            }
+        }
+        let width = items.first().map_or(0, |(_, statistics)| statistics.len());
+        let group = |group: &BTreeMap<&str, &[f64]>| {
+            let languages = by_language.keys().map(|language| group.get(language).copied());
+            across(&languages.collect::<Vec<_>>(), width)
+        };
+        let groups = if all_shared {
+            shared.values().map(group).collect()
+        } else {
+            Vec::new()
+        };
+        Self {
+            name,
+            groups,
+            by_language,
+            rule: Rule(Arc::new(metric)),
+            width,
+        }
+    }
+
+    /// Of languages that have the same items in the same order.
+    pub(super) fn aligned(
+        name: &'static str,
+        by_language: BTreeMap<&'a str, Vec<Vec<f64>>>,
+        metric: impl Metric + Send + 'static,
+    ) -> Self {
+        let count = by_language.values().map(Vec::len).min().unwrap_or_default();
+        let width = by_language.values().flatten().next().map_or(0, Vec::len);
+        let of_item = |item: usize| {
+            let statistics = by_language.values().map(|statistics| Some(&statistics[item][..]));
+            across(&statistics.collect::<Vec<_>>(), width)
+        };
+        Self {
+            name,
+            groups: (0..count).map(of_item).collect(),
+            by_language,
+            rule: Rule(Arc::new(metric)),
+            width,
+        }
+    }
+
+    /// The mean over languages, of the groups.
+    pub(super) fn mean(&self) -> MeanOver<Rule> {
+        MeanOver {
+            metric: self.rule.clone(),
+            width: self.width,
+        }
+    }
 }
 
 /// Some metric.
@@ -51,16 +123,14 @@ pub(super) fn columns<'a>(task: &Task, answers: &'a [Answer]) -> Vec<Column<'a>>
             let measures = task.measures.iter();
             measures.flat_map(|measure| texts(task, *measure, answers)).collect()
         }
-        TaskKind::Retrieval | TaskKind::Similarity | TaskKind::LogitLens | TaskKind::Tokenizer => Vec::new(),
+        TaskKind::Retrieval => vec![retrieval::column(task, answers)],
+        TaskKind::Similarity => vec![similarity::column(answers)],
+        TaskKind::LogitLens | TaskKind::Tokenizer => Vec::new(),
     }
 }
 
 fn column<'a>(name: &'static str, items: Statistics<'a>, metric: impl Metric + Send + 'static) -> Column<'a> {
-    Column {
-        name,
-        items,
-        rule: Rule(Arc::new(metric)),
-    }
+    Column::of_items(name, &items, metric)
 }
 
 /// Loss, perplexity and bits per byte.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use interlingua_metrics::bootstrap::{Paired, RESAMPLES, interval, paired};
 use interlingua_metrics::side_by_side::{self, Judgment};
-use interlingua_metrics::statistics::{MeanOver, Metric, Ratio, across, score};
+use interlingua_metrics::statistics::{Metric, Ratio, score};
 use serde::{Deserialize, Serialize};
 
 use super::answers::{Header, read_any};
@@ -120,6 +120,15 @@ impl Compared {
         self.tasks.iter().flat_map(of_task).collect()
     }
 
+    /// The tasks that have no items to compare, as those about a tokenizer.
+    pub fn left_out(&self) -> impl Iterator<Item = &str> {
+        let tasks = self
+            .tasks
+            .iter()
+            .filter(|both| columns(&both.header.task, &both.first).is_empty());
+        tasks.map(|both| both.header.task.name.as_str())
+    }
+
     /// The texts that both wrote, each pair in both orders, for people or models to judge.
     pub fn side_by_side(&self) -> Vec<SideBySide> {
         let of_task = |both: &Both| {
@@ -162,45 +171,16 @@ fn of_task(both: &Both) -> Vec<Comparison> {
 }
 
 fn of_metric(task: &str, first: &Column, second: &Column) -> Vec<Comparison> {
-    let mut by_language = BTreeMap::<&str, [Vec<Vec<f64>>; 2]>::new();
-    let mut shared = BTreeMap::<&str, BTreeMap<&str, [&[f64]; 2]>>::new();
-    let mut all_shared = true;
-    for ((answer, of_first), (_, of_second)) in first.items.iter().zip(&second.items) {
-        let both = by_language.entry(&answer.language).or_default();
-        both[0].push(of_first.clone());
-        both[1].push(of_second.clone());
-        match &answer.group {
-            Some(group) => {
-                shared
-                    .entry(group)
-                    .or_default()
-                    .insert(&answer.language, [of_first, of_second]);
-            }
-            None => all_shared = false,
-        }
-    }
-    let mut comparisons: Vec<Comparison> = by_language
-        .iter()
-        .filter_map(|(language, [one, other])| compared((task, language, first.name), one, other, &first.rule))
+    let languages = first.by_language.iter();
+    let mut comparisons: Vec<Comparison> = languages
+        .filter_map(|(language, of_first)| {
+            let of_second = second.by_language.get(language)?;
+            compared((task, language, first.name), of_first, of_second, &first.rule)
+        })
         .collect();
-    if all_shared && by_language.len() > 1 {
-        let width = first.items.first().map_or(0, |(_, statistics)| statistics.len());
-        let side = |side: usize| -> Vec<Vec<f64>> {
-            let group = |group: &BTreeMap<&str, [&[f64]; 2]>| {
-                let of_languages: Vec<Option<&[f64]>> = by_language
-                    .keys()
-                    .map(|language| group.get(language).map(|both| both[side]))
-                    .collect();
-                across(&of_languages, width)
-            };
-            shared.values().map(group).collect()
-        };
-        let mean = MeanOver {
-            metric: first.rule.clone(),
-            width,
-        };
-        let (one, other) = (side(0), side(1));
-        comparisons.extend(compared((task, MEAN, first.name), &one, &other, &mean));
+    if first.by_language.len() > 1 && !first.groups.is_empty() {
+        let place = (task, MEAN, first.name);
+        comparisons.extend(compared(place, &first.groups, &second.groups, &first.mean()));
     }
     comparisons
 }
@@ -217,7 +197,7 @@ fn compared(
         low,
         high,
         p_value,
-    } = paired(second, first, rule, SEED, RESAMPLES)?;
+    } = (first.len() == second.len()).then(|| paired(second, first, rule, SEED, RESAMPLES))??;
     Some(Comparison {
         task: task.to_owned(),
         language: language.to_owned(),

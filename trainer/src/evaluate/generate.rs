@@ -51,7 +51,8 @@ impl Generate {
             let input_ids = setting.tokenizer.encode(&prompt.text, prompt.special)?;
             questions.push(Question {
                 id: row.sample.id.clone(),
-                group: row.sample.group.clone(),
+                // Several texts of one row are items of their own.
+                group: row.sample.group.clone().filter(|_| task.translate.is_empty()),
                 language: row.sample.language.clone(),
                 prompt: prompt.question,
                 input_ids,

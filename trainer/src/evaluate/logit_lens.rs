@@ -12,8 +12,9 @@ use interlingua_data::task::TaskRow;
 use interlingua_metrics::statistics::{Ratio, score};
 use interlingua_recipes::Task;
 
+use super::columns::Statistics;
 use super::parallel::{Parallel, batches, inputs};
-use super::scores::{Scores, Scoring, Statistics};
+use super::scores::{Scores, Scoring};
 use super::setting::Setting;
 use super::work::{Answer, Said, Work};
 use crate::engine::head::chunk_rows_of;
@@ -196,57 +197,45 @@ impl Work for LogitLens {
 
     /// Numbers by language are means over all layers, but for `loss`, which is the last layer's: the model's own.
     fn score(&self, answers: &[Answer]) -> Scores {
-        let mut scoring = Scoring::new(self.texts.anchor());
-        let [mut own, mut english, mut agreement, mut lens_loss] = [const { OfSentences::new() }; 4];
+        let names = ["lens_own", "lens_english", "lens_agreement", "lens_loss"];
+        let mut metrics = names.map(|name| (name, OfSentences::new()));
         for answer in answers {
             let Said::Lens {
                 positions,
                 followed,
-                own: of_own,
-                english: of_english,
-                agreement: agreed,
-                lens_loss: losses,
+                own,
+                english,
+                agreement,
+                lens_loss,
             } = &answer.said
             else {
                 continue;
             };
             let (positions, followed) = (*positions as f64, *followed as f64);
-            let agreed: Vec<f64> = agreed.iter().map(|count| *count as f64).collect();
-            for (metric, values, count) in [
-                (&mut own, of_own, positions),
-                (&mut english, of_english, positions),
-                (&mut agreement, &agreed, positions),
-                (&mut lens_loss, losses, followed),
-            ] {
+            let agreement: Vec<f64> = agreement.iter().map(|count| *count as f64).collect();
+            let found = [
+                (own, positions),
+                (english, positions),
+                (&agreement, positions),
+                (lens_loss, followed),
+            ];
+            for ((_, sentences), (values, count)) in metrics.iter_mut().zip(found) {
                 if !values.is_empty() {
                     let layers = values.iter().map(|value| vec![*value, count]).collect();
-                    metric
-                        .entry(answer.language.clone())
-                        .or_insert_with(Vec::new)
-                        .push((answer, layers));
+                    let of_language = sentences.entry(answer.language.clone()).or_default();
+                    of_language.push((answer, layers));
                 }
             }
         }
-        let last: Statistics = lens_loss
-            .values()
-            .flatten()
-            .filter_map(|(answer, layers)| Some((*answer, layers.last()?.clone())))
-            .collect();
-        scoring.add("loss", &last, &Ratio);
-        for (name, sentences) in [
-            ("lens_own", &own),
-            ("lens_english", &english),
-            ("lens_agreement", &agreement),
-        ] {
-            scoring.add(name, &over_layers(sentences), &Ratio);
-        }
-        for (name, sentences) in [
-            ("lens_own", own),
-            ("lens_english", english),
-            ("lens_agreement", agreement),
-            ("lens_loss", lens_loss),
-        ] {
-            scoring.add_layers(name, by_layer(&sentences));
+        let mut scoring = Scoring::new(self.texts.anchor());
+        for (name, sentences) in &metrics {
+            if *name == "lens_loss" {
+                let last = |layers: &[Vec<f64>]| layers[layers.len() - 1].clone();
+                scoring.add("loss", &statistics(sentences, last), Ratio);
+            } else {
+                scoring.add(name, &statistics(sentences, over_layers), Ratio);
+            }
+            scoring.add_layers(name, by_layer(sentences));
         }
         scoring.finish()
     }
@@ -261,12 +250,16 @@ impl Work for LogitLens {
 /// By language the sentences, each with its statistics at each layer.
 type OfSentences<'a> = BTreeMap<String, Vec<(&'a Answer, Vec<Vec<f64>>)>>;
 
-/// The statistics of each sentence, as means over the layers.
-fn over_layers<'a>(sentences: &OfSentences<'a>) -> Statistics<'a> {
-    let mean = |layers: &[Vec<f64>]| layers.iter().map(|layer| layer[0]).sum::<f64>() / layers.len() as f64;
+/// One vector of statistics for each sentence, made of those at each of its layers.
+fn statistics<'a>(sentences: &OfSentences<'a>, of_layers: impl Fn(&[Vec<f64>]) -> Vec<f64>) -> Statistics<'a> {
     let sentences = sentences.values().flatten();
-    let statistics = sentences.map(|(answer, layers)| (*answer, vec![mean(layers), layers[0][1]]));
-    statistics.collect()
+    sentences.map(|(answer, layers)| (*answer, of_layers(layers))).collect()
+}
+
+/// The mean of the sums of all layers, which are over the same positions.
+fn over_layers(layers: &[Vec<f64>]) -> Vec<f64> {
+    let sum = layers.iter().map(|layer| layer[0]).sum::<f64>();
+    vec![sum / layers.len() as f64, layers[0][1]]
 }
 
 /// The value of all sentences of a language at each layer.
@@ -287,4 +280,43 @@ fn by_layer(sentences: &OfSentences) -> BTreeMap<String, Vec<f64>> {
         .iter()
         .map(|(language, list)| (language.clone(), values(list)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_adds_what_was_asked_there() {
+        let log_probs = [0.1f32, 0.2, 0.4, 0.25].map(f32::ln);
+        let differing = [vec![7, 8], vec![9]];
+        let mut sums = Sums::default();
+        sums.add(&log_probs, &differing, true);
+        sums.add(&log_probs[..3], &differing, false);
+        let close = |value: f64, expected: f64| assert!((value - expected).abs() < 1e-6, "{value} is not {expected}");
+        close(sums.own, 0.6);
+        close(sums.english, 0.8);
+        close(sums.loss, 4f64.ln());
+    }
+
+    #[test]
+    fn layers_are_averaged_over_positions_and_over_layers() {
+        let answer = Answer {
+            number: 0,
+            id: None,
+            group: None,
+            language: "sw".to_owned(),
+            said: Said::Tokens {
+                token_ids: Vec::new(),
+                counts: Vec::new(),
+            },
+        };
+        // Two sentences of 4 and 1 positions, two layers.
+        let long = vec![vec![2.0, 4.0], vec![1.0, 4.0]];
+        let short = vec![vec![0.5, 1.0], vec![1.0, 1.0]];
+        let sentences = OfSentences::from([("sw".to_owned(), vec![(&answer, long), (&answer, short)])]);
+        assert_eq!(by_layer(&sentences)["sw"], [0.5, 0.4]);
+        let found = statistics(&sentences, over_layers);
+        assert_eq!([&found[0].1[..], &found[1].1[..]], [[1.5, 4.0], [0.75, 1.0]]);
+    }
 }

@@ -102,6 +102,16 @@ impl Evaluator {
         Ok(Self { setting, tasks })
     }
 
+    /// Checks answers that are kept already: that they are of these tasks and this model.
+    ///
+    /// # Errors
+    /// When a file belongs to something else, or is damaged.
+    pub fn check(&self, kept: &Answers) -> Result<(), TrainError> {
+        // What reads another task's answers has other items than it seems to have.
+        let mut tasks = self.tasks.iter().filter(|prepared| prepared.task.from.is_none());
+        tasks.try_for_each(|prepared| answers::check(&prepared.task, &*prepared.work, kept))
+    }
+
     /// Evaluates the model: held-out samples first, then the tasks in their order. `deal`: the processes that share the work, and
     /// all get the same rows.
     ///

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 use interlingua_metrics::vectors::Vectors;
-use interlingua_recipes::{Layer, Pool, Task};
+use interlingua_recipes::{Pool, Task};
 
 use super::parallel::{Parallel, batches, inputs};
 use super::setting::Setting;
@@ -43,7 +43,7 @@ impl Parallel {
         let (tag, sentences) = (self.languages[language].as_str(), &self.sentences[language]);
         let hidden = model.config.hidden_size;
         let mut pooled = pools.map(|_| Pooled {
-            layers: vec![Vec::with_capacity(sentences.len() * hidden); model.blocks.len() + 1],
+            layers: vec![Vec::new(); model.blocks.len() + 1],
             hidden,
         });
         for range in batches(sentences.iter().map(Vec::len)) {
@@ -80,7 +80,7 @@ impl Parallel {
 /// When the model has no such layer.
 pub(super) fn layer_of(setting: &Setting, task: &Task) -> Result<usize, TrainError> {
     let blocks = setting.config.num_hidden_layers;
-    let layer: Layer = task.layer;
+    let layer = task.layer;
     layer.of(blocks).ok_or_else(|| {
         TrainError::Setup(format!(
             "eval task `{}`: `layer` is {layer}, but this model has {blocks} blocks, so layers go from 0 (the embedding) to \

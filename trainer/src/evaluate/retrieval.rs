@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use interlingua_data::task::TaskRow;
 use interlingua_metrics::retrieval::Retrieval as Similarities;
 use interlingua_metrics::statistics::{Ratio, hit, score, sum};
-use interlingua_recipes::{Pool, Similarity, Task};
+use interlingua_recipes::{Similarity, Task};
 use rayon::prelude::*;
 
+use super::columns::Column;
 use super::parallel::Parallel;
 use super::pooled::layer_of;
 use super::scores::{Scores, Scoring};
@@ -19,21 +20,16 @@ use crate::models::Model;
 
 /// A task of kind `retrieval`. An item is a language with the anchor.
 pub(super) struct Retrieval {
+    task: Task,
     texts: Parallel,
-    layer: usize,
-    pool: Pool,
-    similarity: Similarity,
-    neighbours: usize,
 }
 
 impl Retrieval {
     pub(super) fn new(setting: &Setting, task: &Task, rows: &[TaskRow]) -> Result<Self, TrainError> {
+        layer_of(setting, task)?;
         Ok(Self {
-            layer: layer_of(setting, task)?,
+            task: task.clone(),
             texts: Parallel::new(setting, task, rows)?,
-            pool: task.pool,
-            similarity: task.similarity,
-            neighbours: task.neighbours,
         })
     }
 }
@@ -53,13 +49,13 @@ impl Work for Retrieval {
 
     fn answer(&self, model: &Model, numbers: &[usize]) -> Result<Vec<Answer>, TrainError> {
         let others: Vec<usize> = self.texts.others().collect();
-        let [anchor] = self.texts.pooled(model, self.texts.anchor, [self.pool])?;
+        let [anchor] = self.texts.pooled(model, self.texts.anchor, [self.task.pool])?;
         let answer = |number: &usize| {
             let language = others[*number];
-            let [pooled] = self.texts.pooled(model, language, [self.pool])?;
+            let [pooled] = self.texts.pooled(model, language, [self.task.pool])?;
             let at = |layer: usize| {
                 let similarities = Similarities::new(anchor.at(layer), pooled.at(layer));
-                [similarities.cosine(), similarities.margin(self.neighbours)]
+                [similarities.cosine(), similarities.margin(self.task.neighbours)]
             };
             let layers: Vec<_> = (0..anchor.layers()).into_par_iter().map(at).collect();
             let from = |kind: usize| layers.iter().map(|hits| written(&hits[kind].forward)).collect();
@@ -82,7 +78,6 @@ impl Work for Retrieval {
 
     fn score(&self, answers: &[Answer]) -> Scores {
         let anchor = self.texts.anchor();
-        let mut by_language = BTreeMap::new();
         let [mut cosine, mut margin] = [BTreeMap::new(), BTreeMap::new()];
         for answer in answers {
             let Said::Retrieval {
@@ -102,17 +97,8 @@ impl Work for Retrieval {
                 series.insert(format!("{anchor}→{language}"), shares(from));
                 series.insert(format!("{language}→{anchor}"), shares(to));
             }
-            let directions = match self.similarity {
-                Similarity::Cosine => [cosine_from_anchor, cosine_to_anchor],
-                Similarity::Margin => [margin_from_anchor, margin_to_anchor],
-            };
-            let [from, to] = directions.map(|layers| layers.get(self.layer).map_or_else(Vec::new, |hits| read(hits)));
-            // Both directions of a sentence are one item.
-            let sentences = from.into_iter().zip(to).map(|(from, to)| sum(&[from, to]));
-            by_language.insert(language, sentences.collect::<Vec<_>>());
         }
-        let mut scoring = Scoring::new(anchor);
-        scoring.add_aligned("retrieval", &by_language, &Ratio);
+        let mut scoring = Scoring::of(&self.task, answers);
         scoring.add_layers("retrieval_cosine", cosine);
         scoring.add_layers("retrieval_margin", margin);
         scoring.finish()
@@ -121,9 +107,39 @@ impl Work for Retrieval {
     fn fingerprint(&self) -> blake3::Hash {
         let mut hasher = self.texts.fingerprint();
         // Layer and similarity are chosen when answers are scored.
-        hasher.update(format!("retrieval {:?} {}", self.pool, self.neighbours).as_bytes());
+        hasher.update(format!("retrieval {:?} {}", self.task.pool, self.task.neighbours).as_bytes());
         hasher.finalize()
     }
+}
+
+/// The hits of both directions at the task's layer, which are one item for each sentence.
+pub(super) fn column<'a>(task: &Task, answers: &'a [Answer]) -> Column<'a> {
+    let mut by_language = BTreeMap::new();
+    for answer in answers {
+        let Said::Retrieval {
+            cosine_from_anchor,
+            cosine_to_anchor,
+            margin_from_anchor,
+            margin_to_anchor,
+        } = &answer.said
+        else {
+            continue;
+        };
+        let directions = match task.similarity {
+            Similarity::Cosine => [cosine_from_anchor, cosine_to_anchor],
+            Similarity::Margin => [margin_from_anchor, margin_to_anchor],
+        };
+        let [from, to] = directions.map(|layers| {
+            let layer = task
+                .layer
+                .of(layers.len().saturating_sub(1))
+                .and_then(|layer| layers.get(layer));
+            layer.map_or_else(Vec::new, |hits| read(hits))
+        });
+        let sentences = from.into_iter().zip(to).map(|(from, to)| sum(&[from, to]));
+        by_language.insert(answer.language.as_str(), sentences.collect::<Vec<_>>());
+    }
+    Column::aligned("retrieval", by_language, Ratio)
 }
 
 /// Hits as a text of ones and zeros.

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use interlingua_metrics::bootstrap::{RESAMPLES, interval};
-use interlingua_metrics::statistics::{MeanOver, Metric, across, score};
+use interlingua_metrics::statistics::{Metric, score};
 
-use super::columns::{Column, columns};
+use super::columns::{Column, Statistics, columns};
 use super::work::Answer;
 use crate::train::metrics::EvalRow;
 use interlingua_recipes::Task;
@@ -36,9 +36,6 @@ impl Scores {
     }
 }
 
-/// Statistics of items, each with its answer.
-pub(super) type Statistics<'a> = Vec<(&'a Answer, Vec<f64>)>;
-
 /// Scores that are being added up.
 pub(super) struct Scoring {
     anchor: String,
@@ -57,71 +54,31 @@ impl Scoring {
     /// The scores of all metrics of a task's answers.
     pub(super) fn of(task: &Task, answers: &[Answer]) -> Self {
         let mut scoring = Self::new(&task.anchor);
-        for Column { name, items, rule } in columns(task, answers) {
-            scoring.add(name, &items, &rule);
-        }
+        columns(task, answers).iter().for_each(|column| scoring.put(column));
         scoring
     }
 
     /// A metric by language, out of the statistics of its items.
-    pub(super) fn add(&mut self, name: &str, items: &Statistics, metric: &(impl Metric + Clone)) {
-        let mut by_language = BTreeMap::<&str, Vec<Vec<f64>>>::new();
-        for (answer, statistics) in items {
-            let of_language = by_language.entry(&answer.language).or_default();
-            of_language.push(statistics.clone());
-        }
-        let width = items.first().map_or(0, |(_, statistics)| statistics.len());
-        let languages: Vec<&&str> = by_language.keys().collect();
-        let of_group = |group: &BTreeMap<&str, &[f64]>| {
-            let statistics: Vec<Option<&[f64]>> = languages
-                .iter()
-                .map(|language| group.get(**language).copied())
-                .collect();
-            across(&statistics, width)
-        };
-        let groups: Vec<Vec<f64>> = shared(items).values().map(of_group).collect();
-        self.put(name, &by_language, &groups, width, metric);
+    pub(super) fn add(&mut self, name: &'static str, items: &Statistics, metric: impl Metric + Send + 'static) {
+        self.put(&Column::of_items(name, items, metric));
     }
 
-    /// A metric by language, where all languages have the same items in the same order.
-    pub(super) fn add_aligned(
-        &mut self,
-        name: &str,
-        by_language: &BTreeMap<&str, Vec<Vec<f64>>>,
-        metric: &(impl Metric + Clone),
-    ) {
-        let count = by_language.values().map(Vec::len).min().unwrap_or_default();
-        let first = by_language.values().find_map(|statistics| statistics.first());
-        let width = first.map_or(0, Vec::len);
-        let of_item = |item: usize| {
-            let statistics = by_language.values().map(|statistics| Some(&statistics[item][..]));
-            across(&statistics.collect::<Vec<_>>(), width)
-        };
-        let groups: Vec<Vec<f64>> = (0..count).map(of_item).collect();
-        self.put(name, by_language, &groups, width, metric);
-    }
-
-    /// `groups`: the statistics of each item in all languages, one after another, of `width` numbers each. Items that are there in
-    /// several languages are drawn together.
-    fn put(
-        &mut self,
-        name: &str,
-        by_language: &BTreeMap<&str, Vec<Vec<f64>>>,
-        groups: &[Vec<f64>],
-        width: usize,
-        metric: &(impl Metric + Clone),
-    ) {
+    /// The scores of a metric, with their intervals. Items that are there in several languages are drawn together.
+    pub(super) fn put(&mut self, column: &Column) {
+        let Column {
+            name,
+            by_language,
+            groups,
+            rule,
+            ..
+        } = column;
         for (language, statistics) in by_language {
-            self.set(language, name, score(statistics, metric));
+            self.set(language, name, score(statistics, rule));
             self.row.items.insert((*language).to_owned(), statistics.len() as u64);
-            self.put_interval(language, name, interval(statistics, metric, SEED, RESAMPLES));
+            self.put_interval(language, name, interval(statistics, rule, SEED, RESAMPLES));
         }
         if by_language.len() > 1 && !groups.is_empty() {
-            let metric = MeanOver {
-                metric: metric.clone(),
-                width,
-            };
-            self.put_interval(MEAN, name, interval(groups, &metric, SEED, RESAMPLES));
+            self.put_interval(MEAN, name, interval(groups, &column.mean(), SEED, RESAMPLES));
         }
     }
 
@@ -172,18 +129,6 @@ impl Scoring {
         }
         Scores { row: self.row }
     }
-}
-
-/// The statistics of each item that says what the same item in other languages shares, by language.
-fn shared<'a>(items: &'a Statistics) -> BTreeMap<&'a str, BTreeMap<&'a str, &'a [f64]>> {
-    let mut shared = BTreeMap::<&str, BTreeMap<&str, &[f64]>>::new();
-    for (answer, statistics) in items {
-        let Some(group) = &answer.group else {
-            return BTreeMap::new();
-        };
-        shared.entry(group).or_default().insert(&answer.language, statistics);
-    }
-    shared
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> f64 {

@@ -9,6 +9,7 @@ use interlingua_metrics::statistics::Ratio;
 use interlingua_recipes::{Pool, Task};
 use rayon::prelude::*;
 
+use super::columns::Column;
 use super::parallel::Parallel;
 use super::pooled::layer_of;
 use super::retrieval::LANGUAGES_AT_A_TIME;
@@ -20,6 +21,7 @@ use crate::models::Model;
 
 /// A task of kind `similarity`. An item is a language with the anchor.
 pub(super) struct Similarity {
+    task: Task,
     texts: Parallel,
     layer: usize,
     /// What CKA compares; Language Ranker always compares last tokens.
@@ -29,6 +31,7 @@ pub(super) struct Similarity {
 impl Similarity {
     pub(super) fn new(setting: &Setting, task: &Task, rows: &[TaskRow]) -> Result<Self, TrainError> {
         Ok(Self {
+            task: task.clone(),
             layer: layer_of(setting, task)?,
             texts: Parallel::new(setting, task, rows)?,
             pool: task.pool,
@@ -85,15 +88,14 @@ impl Work for Similarity {
 
     /// The number of Language Ranker is the mean over all layers, as its authors average it; that of CKA is of the task's layer.
     fn score(&self, answers: &[Answer]) -> Scores {
-        let mut scoring = Scoring::new(self.texts.anchor());
-        let mut sentences = BTreeMap::new();
+        let mut scoring = Scoring::of(&self.task, answers);
         let [mut plain, mut debiased, mut ranker] = [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()];
         for answer in answers {
             let Said::Similarity {
                 cka,
                 cka_debiased,
                 language_ranker,
-                cosines,
+                ..
             } = &answer.said
             else {
                 continue;
@@ -106,10 +108,7 @@ impl Work for Similarity {
                 series.insert(answer.language.clone(), values.collect());
             }
             ranker.insert(answer.language.clone(), language_ranker.clone());
-            let statistics = cosines.iter().map(|cosine| vec![*cosine, 1.0]);
-            sentences.insert(answer.language.as_str(), statistics.collect::<Vec<_>>());
         }
-        scoring.add_aligned("language_ranker", &sentences, &Ratio);
         scoring.add_layers("cka", plain);
         scoring.add_layers("cka_debiased", debiased);
         scoring.add_layers("language_ranker", ranker);
@@ -122,6 +121,18 @@ impl Work for Similarity {
         hasher.update(format!("similarity {:?}", self.pool).as_bytes());
         hasher.finalize()
     }
+}
+
+/// The cosine of each sentence with its translation.
+pub(super) fn column(answers: &[Answer]) -> Column<'_> {
+    let sentences = answers.iter().filter_map(|answer| match &answer.said {
+        Said::Similarity { cosines, .. } => {
+            let statistics = cosines.iter().map(|cosine| vec![*cosine, 1.0]);
+            Some((answer.language.as_str(), statistics.collect()))
+        }
+        _ => None,
+    });
+    Column::aligned("language_ranker", sentences.collect(), Ratio)
 }
 
 fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {

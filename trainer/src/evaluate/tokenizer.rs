@@ -10,8 +10,9 @@ use interlingua_metrics::tokenizer::{
 };
 use interlingua_recipes::{Format, Task};
 
+use super::columns::Statistics;
 use super::parallel::anchored;
-use super::scores::{Scores, Scoring, Statistics};
+use super::scores::{Scores, Scoring};
 use super::setting::{Setting, wrong};
 use super::work::{Answer, Said, Work};
 use crate::error::TrainError;
@@ -76,9 +77,9 @@ impl Tokenization {
             .collect();
         let pairs = items.iter().filter_map(|(answer, counts)| {
             let anchor = of_anchor.get(&answer.group.as_deref())?;
-            Some((*answer, across(&[Some(anchor), Some(counts)], WIDTH)))
+            Some((*answer, across(&[Some(*anchor), Some(&counts[..])], WIDTH)))
         });
-        scoring.add("parity", &pairs.collect(), &Parity);
+        scoring.add("parity", &pairs.collect(), Parity);
         let mut costs = BTreeMap::<&str, f64>::new();
         for (answer, counts) in items {
             *costs.entry(&answer.language).or_default() += counts[0];
@@ -106,10 +107,10 @@ impl Work for Tokenization {
             }
         }
         let mut scoring = Scoring::new(&self.anchor);
-        scoring.add("fertility", &items, &OfTexts::Fertility);
-        scoring.add("compression", &items, &OfTexts::BytesPerToken);
-        scoring.add("characters_per_token", &items, &OfTexts::CharactersPerToken);
-        scoring.add("coverage", &items, &OfTexts::Coverage);
+        scoring.add("fertility", &items, OfTexts::Fertility);
+        scoring.add("compression", &items, OfTexts::BytesPerToken);
+        scoring.add("characters_per_token", &items, OfTexts::CharactersPerToken);
+        scoring.add("coverage", &items, OfTexts::Coverage);
         let counts: BTreeMap<&str, HashMap<u32, usize>> = by_language
             .into_iter()
             .map(|(language, texts)| (language, token_counts(texts)))

@@ -127,14 +127,15 @@ impl<'a> Measurement<'a> {
     /// # Errors
     /// When the weights cannot be read, an adapter does not fit, or a task fails.
     pub fn run(&self, quantization: Option<Quantization>, answers: Option<&Path>) -> Result<Measured, TrainError> {
+        let how = format!("{quantization:?} {:?}", self.recipe.model.dtype);
+        let kept = answers.map(|folder| self.answers(folder, &how)).transpose()?;
+        kept.as_ref().map_or(Ok(()), |kept| self.evaluator.check(kept))?;
         let model = self.base.load_with_adapters(self.recipe, self.adapters, quantization)?;
         let heldout = self.heldout.as_ref().map(|data| Heldout {
             data,
             main: MainLoss::of(&self.recipe.objective),
             reference: None,
         });
-        let how = format!("{quantization:?} {:?}", model.dtype);
-        let kept = answers.map(|folder| self.answers(folder, &how)).transpose()?;
         let subject = Subject {
             model: Some(&model),
             at: (0, 0.0),
