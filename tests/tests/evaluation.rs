@@ -538,3 +538,116 @@ fn wrong_tasks_are_refused_by_name() {
     edited("\"answer\": 0", "\"answer\": 1");
     set(&[]).refuses(2, &["choices.jsonl", "cannot be compared across languages"]);
 }
+
+/// Fields are translated one by one, and another task reads its rows with the answers in their place.
+#[test]
+fn a_task_reads_what_another_one_translates() {
+    let scratch = Scratch::new();
+    let tasks = r#"
+[[eval.tasks]]
+name = "into-english"
+kind = "generate"
+path = "choices.jsonl"
+format = "choice"
+languages = ["sw", "de"]
+group_field = "pid"
+translate = ["context", "choices"]
+answer_lang = "en"
+prompt = "{{ language }}: {{ text }}\nEnglish:"
+stop = ["\n"]
+max_new_tokens = 4
+
+[[eval.tasks]]
+name = "translated"
+kind = "multiple-choice"
+from = "into-english"
+format = "choice"
+group_field = "pid"
+scoring = "template"
+prompt = "{{ context }} {{ choice }}"
+"#;
+    let subject = choices(&scratch, tasks);
+    let mut command = vec!["eval", "--json", "--save-answers", "answers"];
+    command.extend(subject.iter().map(String::as_str));
+    let measured = scratch.run(&command).succeeds().json();
+    let (translated, solved) = (&measured["tasks"][0], &measured["tasks"][1]);
+    // Four items of which each has a context and two choices, one of them three.
+    assert_eq!(
+        translated["items"],
+        serde_json::json!({ "de": 13, "sw": 13 }),
+        "{translated}"
+    );
+    assert!(translated["by_language"]["sw"]["fidelity"].is_number(), "{translated}");
+    assert_eq!(solved["items"], serde_json::json!({ "de": 4, "sw": 4 }), "{solved}");
+    assert!(solved["consistency"].is_number(), "{solved}");
+    let said = answers(&scratch, "answers/into-english.jsonl");
+    let prompts: Vec<&str> = said[..3]
+        .iter()
+        .map(|answer| answer["prompt"].as_str().unwrap())
+        .collect();
+    let expected = ["Glasi ilianguka kutoka mezani.", "Ilivunjika.", "Ilikua ndefu."];
+    assert_eq!(prompts, expected.map(|text| format!("Swahili: {text}\nEnglish:")));
+    // What was translated is asked about: the bytes of the filled templates are those of the answers.
+    let text = |place: usize| said[place]["output"].as_str().unwrap().trim();
+    let kept = |place: usize| {
+        if text(place).is_empty() {
+            expected[place]
+        } else {
+            text(place)
+        }
+    };
+    let filled = [1, 2].map(|choice| format!("{} {}", kept(0), kept(choice)).len() as u64);
+    let solved = answers(&scratch, "answers/translated.jsonl");
+    assert_eq!(solved[0]["bytes"], serde_json::json!(filled), "{}", solved[0]);
+    // Gone on with, everything is there already.
+    assert_eq!(scratch.run(&command).succeeds().json()["tasks"], measured["tasks"]);
+    command.extend(["--set", "eval.tasks.1.from=gone"]);
+    scratch.run(&command).refuses(2, &["eval.tasks.1.from", "gone"]);
+}
+
+/// Examples are the same items in every language and change what is asked; prompts of one language or mixed ones too.
+#[test]
+fn examples_and_prompt_languages_change_what_is_asked() {
+    let scratch = Scratch::new();
+    let task = r#"
+[[eval.tasks]]
+name = "asked"
+kind = "multiple-choice"
+path = "choices.jsonl"
+format = "choice"
+group_field = "pid"
+chat = false
+prompt = { en = "Event: {{ context }} Then:", sw = "Tukio: {{ context }} Kisha:", de = "Ereignis: {{ context }} Dann:" }
+"#;
+    let subject = choices(&scratch, task);
+    let log_probs = |settings: &[&str]| -> Vec<f64> {
+        let folder = format!("answers-{}", settings.join("-").replace(['=', '.', '"'], "_"));
+        let mut command = vec!["eval", "--save-answers", &folder];
+        command.extend(subject.iter().map(String::as_str));
+        command.extend(settings.iter().flat_map(|setting| ["--set", *setting]));
+        scratch.run(&command).succeeds();
+        let said = answers(&scratch, &format!("{folder}/asked.jsonl"));
+        said.iter()
+            .map(|answer| answer["log_probs"][0].as_f64().unwrap())
+            .collect()
+    };
+    let native = log_probs(&[]);
+    let english = log_probs(&["eval.tasks.0.prompt_language=english"]);
+    // Rows stand in the order en, sw, de: only the others are asked in another language.
+    for (place, (native, english)) in native.iter().zip(&english).enumerate() {
+        assert_eq!(native == english, place % 3 == 0, "{place}: {native}, {english}");
+    }
+    let mixed = ["eval.tasks.0.prompt_language=mixed"];
+    assert_eq!(
+        log_probs(&mixed),
+        log_probs(&[mixed[0], "eval.tasks.0.limit=4"]),
+        "the same draw each time"
+    );
+    assert_ne!(log_probs(&mixed), log_probs(&[mixed[0], "eval.tasks.0.seed=1"]));
+    let shots = log_probs(&["eval.tasks.0.shots=2"]);
+    assert!(shots.iter().zip(&native).all(|(shots, native)| shots != native));
+    assert_ne!(shots, log_probs(&["eval.tasks.0.shots=2", "eval.tasks.0.seed=5"]));
+    // From a file of examples: all items may be shown.
+    let from_file = ["eval.tasks.0.shots=4", "eval.tasks.0.shots_path=choices.jsonl"];
+    assert_eq!(log_probs(&from_file).len(), 12);
+}
