@@ -8,7 +8,16 @@ use interlingua_trainer::train::summary::Summary;
 use crate::table::{self, Table};
 
 /// The metrics that are shown; the others follow from these and stand in `metrics.jsonl`.
-pub(crate) const METRICS: [&str; 4] = ["loss", "exact_match", "accuracy", "margin"];
+pub(crate) const METRICS: [&str; 8] = [
+    "loss",
+    "exact_match",
+    "accuracy",
+    "margin",
+    "f1",
+    "intent_accuracy",
+    "chrf",
+    "retrieval",
+];
 
 /// A row for each language: samples and supervised tokens trained on, the share asked and reached where the recipe asks for
 /// one, rewards of the last step's preferences, and each metric before and after.
