@@ -105,6 +105,7 @@ pub(super) fn spoken(name: &str) -> String {
         "chrf" => "chrF++".to_owned(),
         "bleu" => "BLEU".to_owned(),
         "cka" => "linear CKA".to_owned(),
+        "mlc" => "MLC".to_owned(),
         _ => name.replace('_', " "),
     }
 }

@@ -1,6 +1,6 @@
 //! Evaluation: the held-out samples and the tasks of a recipe, during a run or alone.
 //!
-//! A task becomes [`work::Work`]: numbered items, each of which the model answers by itself. A score is a function of the answers
+//! A task becomes `Work` (`work.rs`): numbered items, each of which the model answers by itself. A score is a function of the answers
 //! alone, so answers can be dealt to several processes, kept in a file, gone on with after an interruption, and scored again. One
 //! file for each kind of task.
 
