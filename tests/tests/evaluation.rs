@@ -651,3 +651,42 @@ prompt = { en = "Event: {{ context }} Then:", sw = "Tukio: {{ context }} Kisha:"
     let from_file = ["eval.tasks.0.shots=4", "eval.tasks.0.shots_path=choices.jsonl"];
     assert_eq!(log_probs(&from_file).len(), 12);
 }
+
+/// A run keeps what was answered at each of its evaluations, so that before and after can be compared.
+#[test]
+fn a_run_keeps_its_answers() {
+    let scratch = greetings();
+    let train = ["train", "recipe.toml", "--set", "eval.save_answers=true", "--set"];
+    scratch.run([&train[..], &["train.steps=2"]].concat()).succeeds();
+    for (step, task, items) in [
+        (0, "greetings", 12),
+        (2, "greetings", 12),
+        (0, "answers", 4),
+        (2, "answers", 4),
+    ] {
+        let found = answers(&scratch, &format!("run/answers/step-{step}/{task}.jsonl"));
+        assert_eq!(found.len(), items, "{task} at step {step}");
+    }
+    let compared = scratch
+        .run(["compare", "run/answers/step-0", "run/answers/step-2", "--json"])
+        .succeeds()
+        .json();
+    let loss = compared["comparisons"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|row| row["metric"] == "loss")
+        .unwrap();
+    let [before, after] = [0, 2].map(|step| evaluations(&scratch, "run", step)[0].clone());
+    let language = loss["language"].as_str().unwrap();
+    assert_equal_numbers(&loss["first"], &before["by_language"][language]["loss"], "before");
+    assert_equal_numbers(&loss["second"], &after["by_language"][language]["loss"], "after");
+    // A longer run goes on from there, and keeps what it had.
+    scratch.run([&train[..], &["train.steps=3"]].concat()).succeeds();
+    for step in [0, 3] {
+        assert!(
+            scratch.path(&format!("run/answers/step-{step}/answers.jsonl")).exists(),
+            "{step}"
+        );
+    }
+}

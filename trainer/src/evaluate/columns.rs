@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use interlingua_metrics::classification::{Frame, LabelF1, OfFrames, labels, labels_item};
 use interlingua_metrics::extract::Extractor;
-use interlingua_metrics::statistics::{MeanOver, Metric, Ratio, across};
+use interlingua_metrics::statistics::{MeanOver, Metric, Ratio, across, hit};
 use interlingua_metrics::{accuracy, bleu, chrf, exact_match, identify, qa};
 use interlingua_recipes::{Extract, Measure, Task, TaskKind};
 use serde_json::Value;
@@ -121,7 +121,8 @@ pub(super) fn columns<'a>(task: &Task, answers: &'a [Answer]) -> Vec<Column<'a>>
         }
         TaskKind::Generate => {
             let measures = task.measures.iter();
-            measures.flat_map(|measure| texts(task, *measure, answers)).collect()
+            let columns = measures.flat_map(|measure| texts(task, *measure, answers));
+            columns.chain(empty(answers)).collect()
         }
         TaskKind::Retrieval => vec![retrieval::column(task, answers)],
         TaskKind::Similarity => vec![similarity::column(answers)],
@@ -162,6 +163,18 @@ fn bits_per_byte(sum: &[f64]) -> f64 {
     } else {
         f64::NAN
     }
+}
+
+/// The share of answers without any text, where there are some.
+fn empty(answers: &[Answer]) -> Option<Column<'_>> {
+    let items = answers.iter().filter_map(|answer| match &answer.said {
+        Said::Text { output, .. } => Some((answer, output.trim().is_empty())),
+        _ => None,
+    });
+    let items: Vec<(&Answer, bool)> = items.collect();
+    let any = items.iter().any(|(_, is_empty)| *is_empty);
+    let statistics = items.into_iter().map(|(answer, is_empty)| (answer, hit(is_empty)));
+    any.then(|| column("empty", statistics.collect(), Ratio))
 }
 
 /// How answers compare with the expected ones.
@@ -265,5 +278,25 @@ mod tests {
     fn bits_per_byte_count_text_alone() {
         assert_eq!(bits_per_byte(&[std::f64::consts::LN_2 * 6.0, 2.0, 3.0]), 2.0);
         assert!(bits_per_byte(&[1.0, 2.0, 0.0]).is_nan());
+    }
+
+    #[test]
+    fn empty_answers_are_counted_where_there_are_some() {
+        let answer = |number: usize, output: &str| Answer {
+            number,
+            id: None,
+            group: None,
+            language: "sw".into(),
+            said: Said::Text {
+                prompt: "?".into(),
+                output: output.into(),
+                expected: "ndiyo".into(),
+            },
+        };
+        let said = [answer(0, "ndiyo"), answer(1, " \n"), answer(2, "")];
+        assert!(empty(&said[..1]).is_none());
+        let column = empty(&said).unwrap();
+        let sum = interlingua_metrics::statistics::sum(&column.by_language["sw"]);
+        assert_eq!((column.rule.finish(&sum), sum[1]), (2.0 / 3.0, 3.0));
     }
 }

@@ -128,6 +128,7 @@ fn question(prompts: &Prompts, row: &TaskRow, language: &str) -> Result<Asked, R
             let (last, before) = before.split_last().unwrap_or((&messages[0], &[]));
             Asked {
                 before: before.to_vec(),
+                message: Some(last.clone()),
                 ..asked(last.content.as_str().unwrap_or_default().to_owned(), answer)
             }
         }
@@ -139,6 +140,7 @@ fn asked(question: String, answer: Value) -> Asked {
     Asked {
         before: Vec::new(),
         question,
+        message: None,
         answers: vec![answer.as_str().map_or_else(|| answer.to_string(), str::to_owned)],
         right: 0,
     }

@@ -166,6 +166,25 @@ pub fn answers_of_step(output: &Path, step: u64) -> PathBuf {
     output.join("answers").join(format!("step-{step}"))
 }
 
+/// Removes the answers of a run behind its last evaluation that counts: it goes on from there, and its weights or tasks may become
+/// others.
+///
+/// # Errors
+/// When a folder cannot be removed.
+pub fn remove_answers_after(output: &Path, last: Option<u64>) -> Result<(), TrainError> {
+    let Ok(entries) = std::fs::read_dir(output.join("answers")) else {
+        return Ok(());
+    };
+    for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let of_step = name.strip_prefix("step-").and_then(|number| number.parse::<u64>().ok());
+        if of_step.is_some_and(|of_step| last.is_none_or(|last| of_step > last)) {
+            std::fs::remove_dir_all(&path).map_err(|source| TrainError::io(&path, source))?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether a value of a metric is better than the best so far.
 pub fn improves(metric: Metric, value: f64, best: Option<f64>) -> bool {
     best.is_none_or(|best| {
@@ -175,4 +194,25 @@ pub fn improves(metric: Metric, value: f64, best: Option<f64>) -> bool {
             value < best
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_behind_the_step_that_a_run_goes_on_from_are_removed() {
+        let output = tempfile::tempdir().unwrap();
+        remove_answers_after(output.path(), None).unwrap();
+        for step in [0, 20, 40] {
+            std::fs::create_dir_all(answers_of_step(output.path(), step)).unwrap();
+        }
+        std::fs::create_dir_all(output.path().join("answers/mine")).unwrap();
+        remove_answers_after(output.path(), Some(20)).unwrap();
+        let left = |name: &str| output.path().join("answers").join(name).exists();
+        let steps = ["step-0", "step-20", "step-40", "mine"];
+        assert_eq!(steps.map(left), [true, true, false, true]);
+        remove_answers_after(output.path(), None).unwrap();
+        assert_eq!(steps.map(left), [false, false, false, true]);
+    }
 }

@@ -163,6 +163,7 @@ fn item(setting: &Setting, task: &Task, prompts: &Prompts, rows: &[TaskRow], ind
             Ok(Asked {
                 before: Vec::new(),
                 question,
+                message: None,
                 answers: if by_letter { letters } else { texts.to_vec() },
                 right,
             })

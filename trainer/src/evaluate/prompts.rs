@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use interlingua_data::DataError;
 use interlingua_data::error::RowProblem;
 use interlingua_data::mask::Conversations;
-use interlingua_data::sample::Message;
+use interlingua_data::sample::{Content, Message};
 use interlingua_data::task::{TaskPrompt, TaskRow, read_shots};
 use interlingua_data::tokenize::SampleTokenizer;
 use interlingua_recipes::{PromptLanguage, Task};
@@ -17,8 +17,10 @@ use crate::error::TrainError;
 pub(super) struct Asked {
     /// The messages that the row itself has before its question.
     pub(super) before: Vec<Message>,
-    /// The question.
+    /// The question as text.
     pub(super) question: String,
+    /// The row's own message that asks it; none where it is made of the row's fields.
+    pub(super) message: Option<Message>,
     /// The answers to it, the right one among them.
     pub(super) answers: Vec<String>,
     /// The right one.
@@ -210,19 +212,26 @@ impl<'a> Prompts<'a> {
         asked: Asked,
         examples: Vec<Asked>,
     ) -> Result<Prompt, TrainError> {
-        let mut messages: Vec<Message> = asked
-            .before
-            .iter()
-            .filter(|message| message.role == "system")
-            .cloned()
-            .collect();
+        let mut messages = asked.before;
+        // Examples stand behind what the system says.
+        let leading = messages.iter().take_while(|message| message.role == "system").count();
+        let rest = messages.split_off(leading);
         for example in examples {
-            messages.push(Message::new("user", example.question));
+            let question = example
+                .message
+                .unwrap_or_else(|| Message::new("user", example.question));
+            messages.push(question);
             messages.push(Message::new("assistant", example.answers[example.right].as_str()));
         }
-        messages.extend(asked.before.into_iter().filter(|message| message.role != "system"));
-        messages.push(Message::new("user", asked.question.as_str()));
-        let tools = row.values.get("tools").filter(|tools| tools.is_array());
+        messages.extend(rest);
+        let question = asked
+            .message
+            .unwrap_or_else(|| Message::new("user", asked.question.as_str()));
+        messages.push(question);
+        let tools = match &row.sample.content {
+            Content::Conversation { tools, .. } => tools.as_ref(),
+            _ => None,
+        };
         let rendered = conversations.template().render(&messages, tools, true);
         let problem = |message| DataError::bad_row(row.sample.place.clone(), RowProblem::Template { message });
         Ok(Prompt {

@@ -11,7 +11,7 @@ use crate::train::metrics::EvalRow;
 use interlingua_recipes::Task;
 
 /// Metrics of which less is better.
-const LESS_IS_BETTER: [&str; 5] = ["loss", "perplexity", "bits_per_byte", "fertility", "parity"];
+const LESS_IS_BETTER: [&str; 6] = ["loss", "perplexity", "bits_per_byte", "fertility", "parity", "empty"];
 
 /// Seed of the resamples: the same answers have the same intervals.
 pub(super) const SEED: u64 = 0;

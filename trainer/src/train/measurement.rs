@@ -127,7 +127,11 @@ impl<'a> Measurement<'a> {
     /// # Errors
     /// When the weights cannot be read, an adapter does not fit, or a task fails.
     pub fn run(&self, quantization: Option<Quantization>, answers: Option<&Path>) -> Result<Measured, TrainError> {
-        let how = format!("{quantization:?} {:?}", self.recipe.model.dtype);
+        let model = &self.recipe.model;
+        let how = format!(
+            "{quantization:?} {:?} {:?} {}",
+            model.dtype, model.init, self.recipe.seed
+        );
         let kept = answers.map(|folder| self.answers(folder, &how)).transpose()?;
         kept.as_ref().map_or(Ok(()), |kept| self.evaluator.check(kept))?;
         let model = self.base.load_with_adapters(self.recipe, self.adapters, quantization)?;

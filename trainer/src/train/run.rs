@@ -31,7 +31,7 @@ use crate::collectives::Collectives;
 use crate::device::{compiles_into, describe};
 use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
-use crate::evaluate::{Answers, Evaluator, Heldout, Subject, answers_of_step, improves};
+use crate::evaluate::{Answers, Evaluator, Heldout, Subject, answers_of_step, improves, remove_answers_after};
 use crate::export::write_results;
 use crate::memory::{peak_bytes_on, working_on};
 use crate::models::Model;
@@ -158,6 +158,7 @@ pub fn run(
         let (opened, rows) = Metrics::open(&recipe.output, state.step)?;
         let evaluations = rows.iter().filter(|row| matches!(row, Row::Eval(_)));
         evaluated = evaluations.map(Row::step).max();
+        remove_answers_after(&recipe.output, evaluated)?;
         metrics = Some(opened);
         // The summary of an earlier end no longer holds.
         Summary::remove(&recipe.output)?;
