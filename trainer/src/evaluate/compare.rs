@@ -185,6 +185,11 @@ fn of_metric(task: &str, first: &Column, second: &Column) -> Vec<Comparison> {
     comparisons
 }
 
+/// Whether statistics are of the same items and things: those of labels are not where the two models gave other labels.
+fn comparable(first: &[Vec<f64>], second: &[Vec<f64>]) -> bool {
+    first.iter().map(Vec::len).eq(second.iter().map(Vec::len))
+}
+
 /// None where there is nothing to compare.
 fn compared(
     (task, language, metric): (&str, &str, &'static str),
@@ -197,7 +202,7 @@ fn compared(
         low,
         high,
         p_value,
-    } = (first.len() == second.len()).then(|| paired(second, first, rule, SEED, RESAMPLES))??;
+    } = comparable(first, second).then(|| paired(second, first, rule, SEED, RESAMPLES))??;
     Some(Comparison {
         task: task.to_owned(),
         language: language.to_owned(),

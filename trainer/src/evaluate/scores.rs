@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use interlingua_metrics::bootstrap::{RESAMPLES, interval};
 use interlingua_metrics::statistics::{Metric, score};
+use interlingua_recipes::Task;
 
 use super::columns::{Column, Statistics, columns};
 use super::work::Answer;
 use crate::train::metrics::EvalRow;
-use interlingua_recipes::Task;
 
 /// Metrics of which less is better.
 const LESS_IS_BETTER: [&str; 6] = ["loss", "perplexity", "bits_per_byte", "fertility", "parity", "empty"];
