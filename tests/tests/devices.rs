@@ -93,7 +93,7 @@ fn doctor_compares_kernels_with_their_references() {
         .succeeds()
         .json();
     let checks = report["checks"].as_array().map_or(&[][..], Vec::as_slice);
-    for kernel in ["attention", "rms_norm", "swiglu"] {
+    for kernel in ["attention", "rms_norm", "gated"] {
         assert!(
             checks.iter().any(|check| check["kernel"] == kernel),
             "{kernel}: {report}"

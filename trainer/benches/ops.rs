@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 use divan::{Bencher, black_box};
+use interlingua_trainer::ops::activation::{Activation, gated, gated_reference};
 use interlingua_trainer::ops::adamw::{
     AdamWStep, adamw_step, adamw_step_reference, sum_of_squares, sum_of_squares_reference,
 };
@@ -15,10 +16,11 @@ use interlingua_trainer::ops::attention::{AttentionLayout, attention, attention_
 use interlingua_trainer::ops::cross_entropy::{
     softmax_cross_entropy, softmax_cross_entropy_reference, target_log_probs, target_log_probs_reference,
 };
+use interlingua_trainer::ops::layer_norm::{layer_norm, layer_norm_reference};
 use interlingua_trainer::ops::rms_norm::{rms_norm, rms_norm_reference};
 use interlingua_trainer::ops::rotary::{RotaryTable, rotary, rotary_reference};
 use interlingua_trainer::ops::seed::backward_from;
-use interlingua_trainer::ops::swiglu::{swiglu, swiglu_reference};
+use interlingua_trainer::ops::xielu::{xielu, xielu_reference};
 
 const SEQUENCES: usize = 4;
 const LENGTH: usize = 256;
@@ -82,7 +84,22 @@ fn rms_norm_forward_backward(bencher: Bencher, version: &str) {
                 random([TOKENS, HIDDEN]),
             )
         })
-        .bench_local_values(|(x, weight, gradient)| backward_from(norm(x, weight, EPSILON), gradient));
+        .bench_local_values(|(x, weight, gradient)| backward_from(norm(x, weight, EPSILON, 0.0), gradient));
+}
+
+#[divan::bench(args = VERSIONS)]
+fn layer_norm_forward_backward(bencher: Bencher, version: &str) {
+    let norm = if version == "kernel" {
+        layer_norm
+    } else {
+        layer_norm_reference
+    };
+    let vector = || random([HIDDEN]).autodiff();
+    bencher
+        .with_inputs(|| (leaf([TOKENS, HIDDEN]), vector(), vector(), random([TOKENS, HIDDEN])))
+        .bench_local_values(|(x, weight, bias, gradient)| {
+            backward_from(norm(x, weight, Some(bias), EPSILON), gradient)
+        });
 }
 
 #[divan::bench(args = VERSIONS)]
@@ -104,16 +121,41 @@ fn table() -> RotaryTable {
         .map(|pair| 10_000f32.powf(-(pair as f32) / 32.0))
         .collect();
     let position_ids: Vec<u32> = (0..TOKENS).map(|token| (token % LENGTH) as u32).collect();
-    RotaryTable::new(&inv_freq, 1.0, &position_ids, &Device::flex())
+    RotaryTable::new(&inv_freq, 1.0, &position_ids, false, &Device::flex())
 }
 
 #[divan::bench(args = VERSIONS)]
 fn swiglu_forward_backward(bencher: Bencher, version: &str) {
-    let unit = if version == "kernel" { swiglu } else { swiglu_reference };
+    bench_gated(bencher, version, Activation::Silu);
+}
+
+#[divan::bench(args = VERSIONS)]
+fn gated_gelu_forward_backward(bencher: Bencher, version: &str) {
+    bench_gated(bencher, version, Activation::Gelu);
+}
+
+#[divan::bench(args = VERSIONS)]
+fn gated_gelu_tanh_forward_backward(bencher: Bencher, version: &str) {
+    bench_gated(bencher, version, Activation::GeluTanh);
+}
+
+fn bench_gated(bencher: Bencher, version: &str, activation: Activation) {
+    let unit = if version == "kernel" { gated } else { gated_reference };
     let shape = [TOKENS, FEED_FORWARD];
     bencher
         .with_inputs(|| (leaf(shape), leaf(shape), random(shape)))
-        .bench_local_values(|(gate, up, gradient)| backward_from(unit(gate, up), gradient));
+        .bench_local_values(|(gate, up, gradient)| backward_from(unit(gate, up, activation), gradient));
+}
+
+#[divan::bench(args = VERSIONS)]
+fn xielu_forward_backward(bencher: Bencher, version: &str) {
+    let function = if version == "kernel" { xielu } else { xielu_reference };
+    let shape = [TOKENS, FEED_FORWARD];
+    bencher
+        .with_inputs(|| (leaf(shape), leaf([1]), leaf([1]), random(shape)))
+        .bench_local_values(|(x, alpha_p, alpha_n, gradient)| {
+            backward_from(function(x, alpha_p, alpha_n, 0.5, -1e-6), gradient)
+        });
 }
 
 fn layout() -> AttentionLayout {
@@ -123,6 +165,7 @@ fn layout() -> AttentionLayout {
         window: None,
         scale: (HEAD_DIM as f32).powf(-0.5),
         softcap: None,
+        slopes: None,
     }
 }
 

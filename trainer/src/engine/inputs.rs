@@ -87,6 +87,7 @@ impl Inputs {
             rotary: RotaryTable {
                 cos: narrow(&self.rotary.cos),
                 sin: narrow(&self.rotary.sin),
+                interleaved: self.rotary.interleaved,
             },
             token_keys: self.token_keys.as_ref().map(|keys| keys[tokens.clone()].into()),
             languages: self
@@ -108,6 +109,7 @@ impl Inputs {
             window,
             scale,
             softcap: None,
+            slopes: None,
         }
     }
 }
@@ -121,7 +123,7 @@ fn rotary_table(
 ) -> RotaryTable {
     let table = |positions: &[u32], length: usize| {
         let (frequencies, attention_factor) = inv_freq(&config.rope, config.head_dim, length);
-        RotaryTable::new(&frequencies, attention_factor, positions, device)
+        RotaryTable::new(&frequencies, attention_factor, positions, false, device)
     };
     match length {
         RopeLength::Fixed(length) => table(position_ids, length),
@@ -135,6 +137,7 @@ fn rotary_table(
             RotaryTable {
                 cos: Tensor::cat(cos, 0),
                 sin: Tensor::cat(sin, 0),
+                interleaved: false,
             }
         }
     }

@@ -9,10 +9,10 @@ use crate::adapters::steering::Steering;
 use crate::engine::inputs::Inputs;
 use crate::engine::pass::Pass;
 use crate::layers::linear::Linear;
+use crate::ops::activation::{Activation, gated};
 use crate::ops::attention::{AttentionLayout, attention, attention_cached};
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::rotary::rotary;
-use crate::ops::swiglu::swiglu;
 use crate::parameters::ParameterId;
 
 /// One block: `h = x + attention(norm(x))`, `y = h + mlp(norm(h))`, and what adapters do to y.
@@ -119,7 +119,7 @@ impl Block {
     /// What stands before the attention, token by token: x `[tokens, hidden]` to queries, keys and values.
     pub fn project(&self, x: Tensor<2>, inputs: &Inputs, pass: &Pass) -> Projected {
         let languages = inputs.languages.as_deref();
-        let normed = rms_norm(x, pass.vector(self.input_layernorm), self.norm_epsilon);
+        let normed = rms_norm(x, pass.vector(self.input_layernorm), self.norm_epsilon, 0.0);
         let q = self.heads(
             self.q_proj.forward_by_language(normed.clone(), pass, languages),
             self.qk_norm.map(|norms| norms.0),
@@ -148,13 +148,14 @@ impl Block {
     pub fn finish(&self, x: Tensor<2>, attended: Tensor<2>, inputs: &Inputs, pass: &Pass) -> Tensor<2> {
         let languages = inputs.languages.as_deref();
         let h = x + self.o_proj.forward_by_language(attended, pass, languages);
-        let norm = |x: Tensor<2>| rms_norm(x, pass.vector(self.post_attention_layernorm), self.norm_epsilon);
+        let norm = |x: Tensor<2>| rms_norm(x, pass.vector(self.post_attention_layernorm), self.norm_epsilon, 0.0);
         let normed = norm(h.clone());
-        let gated = swiglu(
+        let inner = gated(
             self.gate_proj.forward_by_language(normed.clone(), pass, languages),
             self.up_proj.forward_by_language(normed, pass, languages),
+            Activation::Silu,
         );
-        let mut output = h + self.down_proj.forward_by_language(gated, pass, languages);
+        let mut output = h + self.down_proj.forward_by_language(inner, pass, languages);
         for bottleneck in &self.bottlenecks {
             if let Some(rows) = bottleneck.rows(languages) {
                 let change = bottleneck.adapter.change(norm(rows.select(&output)), pass, rows);
@@ -192,7 +193,7 @@ impl Block {
             None => x.reshape([tokens, heads, self.head_dim]),
             Some(norm) => {
                 let rows = x.reshape([tokens * heads, self.head_dim]);
-                rms_norm(rows, pass.vector(norm), self.norm_epsilon).reshape([tokens, heads, self.head_dim])
+                rms_norm(rows, pass.vector(norm), self.norm_epsilon, 0.0).reshape([tokens, heads, self.head_dim])
             }
         }
     }

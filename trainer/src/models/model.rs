@@ -53,7 +53,7 @@ impl Model {
 
     /// The final norm, `[tokens, hidden]`: `hidden_states.L`.
     pub fn final_norm(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
-        rms_norm(x, pass.vector(self.norm), self.config.rms_norm_eps)
+        rms_norm(x, pass.vector(self.norm), self.config.rms_norm_eps, 0.0)
     }
 
     /// All hidden states without gradients: `hidden_states.0` to `.L`, the last one after the final norm.

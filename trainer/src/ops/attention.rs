@@ -32,6 +32,10 @@ pub struct AttentionLayout {
     pub scale: f32,
     /// Bound of the scores: a score s becomes `cap * tanh(s / cap)` (Gemma 2).
     pub softcap: Option<f32>,
+    /// One number per query head (ALiBi, Press et al., 2022): `slope * (j - i)` is added to the scaled score of the query
+    /// at position i and the key at position j. BLOOM adds `slope * j`, which is the same to a softmax. Slopes carry no
+    /// gradient, and there is no bound beside them.
+    pub slopes: Option<Arc<[f32]>>,
 }
 
 /// Causal attention within each sequence. q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]`, output
@@ -59,6 +63,7 @@ pub fn attention_cached(
         window: layout.window,
         scale: layout.scale,
         softcap: layout.softcap,
+        slopes: layout.slopes.clone(),
         heads,
         kv_heads: k.dims()[1],
         head_dim,
@@ -104,11 +109,24 @@ pub fn attention_reference(
                 *hidden = key > position || layout.window.is_some_and(|window| key + window <= position);
             }
         }
+        let distances = || {
+            let position = |query: usize| (key_count - query_count + query) as f32;
+            let rows = (0..query_count).flat_map(|query| (0..key_count).map(move |key| key as f32 - position(query)));
+            TensorData::new(rows.collect::<Vec<f32>>(), [1, query_count, key_count])
+        };
         let hidden = Tensor::<3, Bool>::from_data(TensorData::new(hidden, [1, query_count, key_count]), &device);
         let scores = q.matmul(repeat(&k).swap_dims(1, 2)) * layout.scale;
         let scores = match layout.softcap {
             Some(cap) => (scores.cast(DType::F32) / cap).tanh() * cap,
             None => scores.cast(DType::F32),
+        };
+        let scores = match &layout.slopes {
+            Some(slopes) => {
+                let slopes = TensorData::new(slopes.to_vec(), [heads, 1, 1]);
+                let slopes = Tensor::<3>::from_data(slopes, (&device, DType::F32));
+                scores + slopes * Tensor::<3>::from_data(distances(), (&device, DType::F32))
+            }
+            None => scores,
         };
         let scores = scores.mask_fill(hidden.expand([heads, query_count, key_count]), f32::NEG_INFINITY);
         let probabilities = activation::softmax(scores, 2).cast(dtype);

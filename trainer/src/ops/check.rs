@@ -2,6 +2,7 @@
 //! device computes in. They are part of the binary, so that a machine with a GPU can run them without Rust.
 
 mod attention;
+mod block;
 mod packed;
 mod simple;
 
@@ -51,6 +52,7 @@ pub fn for_each_kernel_check(device: &Device, found: &mut dyn FnMut(KernelCheck)
                 dtype,
             };
             simple::run(&place, &mut report);
+            block::run(&place, &mut report);
             attention::run(&place, &mut report);
             packed::run(&place, &mut report);
         }

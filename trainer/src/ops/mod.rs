@@ -2,6 +2,7 @@
 //! (the definition, and what runs where there is no kernel), the CPU kernel and the backward pass; its folder holds the
 //! kernel in CubeCL, which runs on GPUs.
 
+pub mod activation;
 pub mod adamw;
 pub mod adamw8bit;
 pub mod adamw_bf16;
@@ -13,6 +14,7 @@ mod cube;
 pub mod dequantize;
 pub mod dropout;
 mod flex;
+pub mod layer_norm;
 pub mod linear;
 pub mod matrix;
 pub mod quantile_map;
@@ -21,11 +23,11 @@ pub(crate) mod raw;
 pub mod rms_norm;
 pub mod rotary;
 pub mod seed;
-pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod vector;
 pub mod weight;
+pub mod xielu;
 
 use burn::tensor::{DType, Device, Int, Tensor};
 

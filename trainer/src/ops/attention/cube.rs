@@ -12,7 +12,7 @@ use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::CubeCount;
 
-use self::tiles::Tiles;
+use self::tiles::{Bend, Tiles};
 use super::{AttentionBackward, AttentionOps, Saved, Spans};
 use crate::ops::cube::{
     RowCubes, buffer, close, dimensions, element, empty, lanes, most_units, open, plain, reshaped, tensor, upload,
@@ -81,6 +81,7 @@ fn run_forward([q, k, v]: [&CubeTensor; 3], spans: &Spans, tiles: Tiles) -> [Cub
     let [queries, heads, head_dim] = dimensions(q);
     let output = empty(q, [queries, heads * head_dim], q.dtype);
     let log_sums = empty(q, [heads, queries], DType::F32);
+    let (bend, extents) = bend(spans);
     let places = query_places(spans, tiles);
     if !places.is_empty() {
         // SAFETY: `check` makes the places lie inside the buffers, and the kernel touches nothing else.
@@ -93,6 +94,7 @@ fn run_forward([q, k, v]: [&CubeTensor; 3], spans: &Spans, tiles: Tiles) -> [Cub
                 buffer(k),
                 buffer(v),
                 upload(&q.client, &places),
+                upload(&q.client, &extents),
                 buffer(&output),
                 buffer(&log_sums),
                 heads,
@@ -100,8 +102,7 @@ fn run_forward([q, k, v]: [&CubeTensor; 3], spans: &Spans, tiles: Tiles) -> [Cub
                 queries,
                 window(spans),
                 spans.scale,
-                spans.softcap.unwrap_or(1.0),
-                spans.softcap.is_some(),
+                bend,
                 tiles,
                 element(q.dtype),
             );
@@ -125,6 +126,7 @@ fn run_backward(
     let k_gradient = empty(q, [keys, kv_heads, head_dim], q.dtype);
     let v_gradient = empty(q, [keys, kv_heads, head_dim], q.dtype);
     let deltas = deltas(gradient, output, [queries, heads, head_dim]);
+    let (bend, extents) = bend(spans);
     let places = query_places(spans, tiles);
     if !places.is_empty() {
         // SAFETY: as in the forward pass.
@@ -140,14 +142,14 @@ fn run_backward(
                 buffer(log_sums),
                 buffer(&deltas),
                 upload(&q.client, &places),
+                upload(&q.client, &extents),
                 buffer(&q_gradient),
                 heads,
                 spans.kv_heads,
                 queries,
                 window(spans),
                 spans.scale,
-                spans.softcap.unwrap_or(1.0),
-                spans.softcap.is_some(),
+                bend,
                 tiles,
                 element(q.dtype),
             );
@@ -168,6 +170,7 @@ fn run_backward(
                 buffer(log_sums),
                 buffer(&deltas),
                 upload(&q.client, &places),
+                upload(&q.client, &extents),
                 buffer(&k_gradient),
                 buffer(&v_gradient),
                 heads,
@@ -175,8 +178,7 @@ fn run_backward(
                 queries,
                 window(spans),
                 spans.scale,
-                spans.softcap.unwrap_or(1.0),
-                spans.softcap.is_some(),
+                bend,
                 tiles,
                 element(q.dtype),
             );
@@ -196,6 +198,15 @@ fn check(spans: &Spans, q: &CubeTensor, k: &CubeTensor, v: &CubeTensor) {
         q.dtype == k.dtype && k.dtype == v.dtype,
         "types of queries, keys and values"
     );
+}
+
+/// What happens to scores between factor and softmax, and by how much: one number, or one for each query head.
+fn bend(spans: &Spans) -> (Bend, Vec<f32>) {
+    match (&spans.slopes, spans.softcap) {
+        (Some(slopes), _) => (Bend::Slope, slopes.to_vec()),
+        (None, Some(cap)) => (Bend::Bound, vec![cap]),
+        (None, None) => (Bend::None, vec![1.0]),
+    }
 }
 
 /// Keys that a query sees; more than there are where there is no window.
@@ -291,6 +302,7 @@ mod tests {
                 window,
                 scale: 1.0,
                 softcap: None,
+                slopes: None,
                 heads: 1,
                 kv_heads: 1,
                 head_dim: 4,

@@ -35,6 +35,9 @@ pub struct Spans {
     pub scale: f32,
     /// Bound of the scores after the factor.
     pub softcap: Option<f32>,
+    /// For each query head, what a score gains after the factor with each position between query and key, which lies
+    /// behind or at the query: `slope * (key - query)`.
+    pub slopes: Option<Arc<[f32]>>,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads.
@@ -79,6 +82,10 @@ impl Spans {
             "more queries than keys"
         );
         assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "heads");
+        if let Some(slopes) = &self.slopes {
+            assert_eq!(slopes.len(), self.heads, "slopes of query heads");
+            assert!(self.softcap.is_none(), "slopes and a bound of the scores");
+        }
         assert_eq!(q, self.query_count() * self.query_stride(), "queries");
         assert_eq!(k, self.key_count() * self.key_stride(), "keys");
         assert_eq!(v, k, "values");
@@ -328,9 +335,7 @@ unsafe fn forward_tile(
                     false,
                 );
             }
-            if let Some(cap) = spans.softcap {
-                bound(scores, cap);
-            }
+            bend(scores, columns, band, head, spans);
             exponentiate(scores, columns, band, &mut state[..rows], &mut corrections[..rows]);
             if run > 0 {
                 for (row, correction) in corrections[..rows].iter().enumerate() {
@@ -536,9 +541,7 @@ unsafe fn backward_group(
                         );
                         let pointer = score_gradients.as_mut_ptr();
                         multiply(to_scores, pointer, columns, gradients, values.transposed(), 1.0, false);
-                        if let Some(cap) = spans.softcap {
-                            bound(scores, cap);
-                        }
+                        bend(scores, columns, band, head, spans);
                         differentiate(scores, score_gradients, columns, band, log_sums, &deltas[..rows], spans);
                         let probabilities = Strided(scores.as_ptr(), columns, 1).transposed();
                         let output = v_gradient.at(first_key);
@@ -569,6 +572,28 @@ fn row_products(left: &[f32], right: &[f32], stride: usize, head_dim: usize, sum
     for (row, sum) in sums.iter_mut().enumerate() {
         let part = row * stride..row * stride + head_dim;
         *sum = vector::sum_pairs_by(&left[part.clone()], &right[part], |left, right| left * right) as f32;
+    }
+}
+
+/// What happens to scores between factor and softmax: a bound, or slopes, or nothing.
+fn bend(scores: &mut [f32], columns: usize, band: Band, head: usize, spans: &Spans) {
+    if let Some(cap) = spans.softcap {
+        bound(scores, cap);
+    }
+    if let Some(slopes) = &spans.slopes {
+        incline(scores, columns, band, slopes[head]);
+    }
+}
+
+/// Adds `slope * (key - query)` to every score, hidden ones too.
+#[multiversion(targets = "simd")]
+fn incline(scores: &mut [f32], columns: usize, band: Band, slope: f32) {
+    for (row, scores) in scores.chunks_exact_mut(columns).enumerate() {
+        // A whole number that f32 holds exactly, as are the distances, up to 2^24.
+        let first = band.start as f32 - (band.position + row) as f32;
+        for (score, column) in scores.iter_mut().zip(0i32..) {
+            *score += slope * (first + column as f32);
+        }
     }
 }
 

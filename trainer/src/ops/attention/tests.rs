@@ -34,24 +34,31 @@ fn run(inputs: &[Tensor<3>; 3], weights: &Tensor<2>, layout: &AttentionLayout, r
     ]
 }
 
-fn compare(lengths: &[usize], heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) {
-    compare_bounded(lengths, heads, kv_heads, head_dim, window, None);
+/// The slopes of BLOOM for six heads: those of four, and between them of eight (Press et al., 2022).
+fn six_slopes() -> Option<Arc<[f32]>> {
+    Some([2.0, 4.0, 6.0, 8.0, 1.0, 3.0].map(|power: f32| (-power).exp2()).into())
 }
 
-fn compare_bounded(
-    lengths: &[usize],
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    window: Option<usize>,
+/// What scores go through between factor and softmax.
+#[derive(Clone, Debug, Default)]
+struct Bend {
     softcap: Option<f32>,
-) {
+    slopes: Option<Arc<[f32]>>,
+}
+
+fn compare(lengths: &[usize], heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) {
+    compare_bent(lengths, heads, kv_heads, head_dim, window, Bend::default());
+}
+
+fn compare_bent(lengths: &[usize], heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>, bend: Bend) {
     let tokens = lengths.iter().sum();
+    let what = format!("lengths {lengths:?}, heads {heads}/{kv_heads}, head_dim {head_dim}, {window:?} {bend:?}");
     let layout = AttentionLayout {
         boundaries: boundaries(lengths),
         window,
         scale: 0.3,
-        softcap,
+        softcap: bend.softcap,
+        slopes: bend.slopes,
     };
     let inputs = [
         random([tokens, heads, head_dim]),
@@ -62,10 +69,7 @@ fn compare_bounded(
     let kernel = run(&inputs, &weights, &layout, false);
     let reference = run(&inputs, &weights, &layout, true);
     for (name, (kernel, reference)) in ["output", "q", "k", "v"].iter().zip(kernel.into_iter().zip(reference)) {
-        let what = format!(
-            "{name}: lengths {lengths:?}, heads {heads}/{kv_heads}, head_dim {head_dim}, {window:?} {softcap:?}"
-        );
-        check_equal(kernel, reference, 2e-5, &what);
+        check_equal(kernel, reference, 2e-5, &format!("{name}: {what}"));
     }
 }
 
@@ -96,8 +100,71 @@ fn a_sliding_window_equals_the_reference() {
 #[test]
 fn bounded_scores_equal_the_reference() {
     for cap in [0.5, 3.0, 50.0] {
-        compare_bounded(&[70, 3], 4, 2, 16, None, Some(cap));
-        compare_bounded(&[600], 1, 1, 8, Some(40), Some(cap));
+        let bend = Bend {
+            softcap: Some(cap),
+            slopes: None,
+        };
+        compare_bent(&[70, 3], 4, 2, 16, None, bend.clone());
+        compare_bent(&[600], 1, 1, 8, Some(40), bend);
+    }
+}
+
+#[test]
+fn slopes_equal_the_reference() {
+    let bend = Bend {
+        softcap: None,
+        slopes: six_slopes(),
+    };
+    compare_bent(&[1], 6, 6, 4, None, bend.clone());
+    compare_bent(&[70, 3, 129], 6, 6, 16, None, bend.clone());
+    compare_bent(&[700, 30], 6, 2, 8, None, bend.clone());
+    compare_bent(&[150, 20, 1], 6, 3, 8, Some(64), bend);
+}
+
+/// Slopes are ALiBi: the distance, and so `slope * j`, is added to the scaled scores.
+#[test]
+fn slopes_add_what_lies_between() {
+    let device = burn::tensor::Device::flex();
+    let column = |values: [f32; 3]| Tensor::<3>::from_data([[[values[0]]], [[values[1]]], [[values[2]]]], &device);
+    let layout = AttentionLayout {
+        boundaries: boundaries(&[3]),
+        window: None,
+        scale: 2.0,
+        softcap: None,
+        slopes: Some([0.75].into()),
+    };
+    let output = attention(
+        column([1.0; 3]),
+        column([0.5, -0.25, 0.125]),
+        column([1.0, 0.0, 2.0]),
+        &layout,
+    );
+    // With `slope * j` in place of `slope * (j - i)`.
+    let weight = |key: usize, position: f64| (2.0 * [0.5, -0.25, 0.125][key] + 0.75 * position).exp();
+    let weights = [weight(0, 0.0), weight(1, 1.0), weight(2, 2.0)];
+    let second = weights[0] / (weights[0] + weights[1]);
+    let third = (weights[0] + 2.0 * weights[2]) / weights.iter().sum::<f64>();
+    let expected = Tensor::<2>::from_data([[1.0], [second as f32], [third as f32]], &device);
+    check_equal(output, expected, 1e-6, "output");
+}
+
+/// A steep slope hides all keys but the nearest, and nothing overflows on the way.
+#[test]
+fn steep_slopes_leave_the_nearest_key() {
+    let layout = AttentionLayout {
+        boundaries: boundaries(&[600, 50]),
+        window: None,
+        scale: 1.0,
+        softcap: None,
+        slopes: Some([1e6, 500.0].into()),
+    };
+    let inputs = [random([650, 2, 8]), random([650, 2, 8]), random([650, 2, 8])];
+    let weights = random([650, 16]);
+    let [output, q, k, v] = run(&inputs, &weights, &layout, false);
+    check_equal(output, inputs[2].clone().reshape([650, 16, 1]), 1e-6, "output");
+    check_equal(v, weights.reshape([650, 2, 8]), 1e-6, "gradient of v");
+    for gradient in [q, k] {
+        check_equal(gradient.clone(), gradient.zeros_like(), 1e-5, "gradients of q and k");
     }
 }
 
@@ -111,6 +178,7 @@ fn a_bound_is_the_hyperbolic_tangent() {
         window: None,
         scale: 2.0,
         softcap: Some(1.5),
+        slopes: None,
     };
     let output = attention(column([1.0, 1.0]), column([3.0, 0.25]), column([1.0, 0.0]), &layout);
     let bounded = |score: f64| 1.5 * (score / 1.5).tanh();
@@ -121,11 +189,17 @@ fn a_bound_is_the_hyperbolic_tangent() {
 
 #[test]
 fn no_sequence_sees_another() {
+    check_alone(None);
+    check_alone(Some([0.5, 0.25, 0.125, 0.0625].into()));
+}
+
+fn check_alone(slopes: Option<Arc<[f32]>>) {
     let layout = AttentionLayout {
         boundaries: boundaries(&[40, 90, 25]),
         window: None,
         scale: 0.125,
         softcap: None,
+        slopes,
     };
     let inputs = [random([155, 4, 16]), random([155, 2, 16]), random([155, 2, 16])];
     let weights = random([155, 64]);
@@ -149,13 +223,18 @@ fn no_sequence_sees_another() {
 #[test]
 fn cached_queries_are_the_last_positions() {
     let (heads, kv_heads, head_dim) = (4, 2, 16);
-    for window in [None, Some(30)] {
+    for (window, slopes) in [
+        (None, None),
+        (Some(30), None),
+        (None, Some([0.5, 0.25, 0.1, 0.01].into())),
+    ] {
         let keys = boundaries(&[80, 3, 200]);
         let full = AttentionLayout {
             boundaries: keys.clone(),
             window,
             scale: 0.25,
             softcap: None,
+            slopes,
         };
         let q = random([283, heads, head_dim]);
         let (k, v) = (random([283, kv_heads, head_dim]), random([283, kv_heads, head_dim]));
@@ -186,6 +265,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
         window: None,
         scale: 0.125,
         softcap: None,
+        slopes: None,
     };
     let inputs = [random([500, 4, 32]), random([500, 2, 32]), random([500, 2, 32])];
     let weights = random([500, 128]);

@@ -16,6 +16,7 @@ struct Case {
     head_dim: usize,
     window: Option<usize>,
     softcap: Option<f32>,
+    slopes: bool,
 }
 
 pub(super) fn run(place: &Place, report: &mut Report) {
@@ -28,6 +29,7 @@ pub(super) fn run(place: &Place, report: &mut Report) {
             head_dim,
             window,
             softcap,
+            slopes: false,
         });
     };
     case(&[64, 65, 63], [4, 2, 16], None, None);
@@ -39,9 +41,22 @@ pub(super) fn run(place: &Place, report: &mut Report) {
         case(&[130, 1, 66], [2, 1, 16], Some(100), Some(0.5));
         case(&[40, 90], [2, 1, 64], None, None);
     }
+    // BLOOM's six heads, and heads that share keys.
+    for kv_heads in [6, 2] {
+        cases.push(Case {
+            lengths: &[70, 3, 20],
+            heads: 6,
+            kv_heads,
+            head_dim: 16,
+            window: None,
+            softcap: None,
+            slopes: true,
+        });
+    }
     for case in &cases {
+        let slopes = if case.slopes { ", slopes" } else { "" };
         let name = format!(
-            "lengths {:?}, heads {}/{} of {}, window {:?}, bound {:?}",
+            "lengths {:?}, heads {}/{} of {}, window {:?}, bound {:?}{slopes}",
             case.lengths, case.heads, case.kv_heads, case.head_dim, case.window, case.softcap
         );
         report.run("attention", &name, place, || check(place, case));
@@ -50,8 +65,16 @@ pub(super) fn run(place: &Place, report: &mut Report) {
     tiles::run(place, report);
     for window in [None, Some(30)] {
         let name = format!("decoding, window {window:?}");
-        report.run("attention", &name, place, || check_decoding(place, window));
+        report.run("attention", &name, place, || check_decoding(place, window, None));
     }
+    report.run("attention", "decoding, slopes", place, || {
+        check_decoding(place, None, Some(slopes(4)))
+    });
+}
+
+/// `1/2`, `1/4` and so on.
+fn slopes(heads: usize) -> Arc<[f32]> {
+    (1..=heads as i32).map(|head| 0.5f32.powi(head)).collect()
 }
 
 fn boundaries(lengths: &[usize]) -> Arc<[usize]> {
@@ -70,6 +93,7 @@ fn check(place: &Place, case: &Case) -> Differences {
         window: case.window,
         scale: 0.3,
         softcap: case.softcap,
+        slopes: case.slopes.then(|| slopes(case.heads)),
     };
     let (query_shape, key_shape) = (
         [tokens, case.heads, case.head_dim],
@@ -106,13 +130,14 @@ fn check(place: &Place, case: &Case) -> Differences {
     ]
 }
 
-fn check_decoding(place: &Place, window: Option<usize>) -> Differences {
+fn check_decoding(place: &Place, window: Option<usize>, slopes: Option<Arc<[f32]>>) -> Differences {
     let (keys, queries) = (boundaries(&[80, 3, 50]), boundaries(&[5, 0, 1]));
     let layout = AttentionLayout {
         boundaries: queries,
         window,
         scale: 0.25,
         softcap: None,
+        slopes,
     };
     let (q, k, v) = (
         place.random(34, [6, 4, 16], 1.0),
@@ -149,6 +174,7 @@ mod tiles {
             window: Some(20),
             scale: 0.3,
             softcap: None,
+            slopes: None,
         };
         let spans = Spans {
             queries: layout.boundaries.clone(),
@@ -156,6 +182,7 @@ mod tiles {
             window: layout.window,
             scale: layout.scale,
             softcap: None,
+            slopes: None,
             heads: 4,
             kv_heads: 2,
             head_dim: 20,

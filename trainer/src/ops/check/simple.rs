@@ -8,25 +8,17 @@ use crate::ops::cross_entropy::{
     softmax_cross_entropy, softmax_cross_entropy_reference, target_log_probs, target_log_probs_reference,
 };
 use crate::ops::dropout::{Dropout, dropout, dropout_reference};
-use crate::ops::rms_norm::{rms_norm, rms_norm_reference};
 use crate::ops::rotary::{RotaryTable, rotary, rotary_reference};
 use crate::ops::seed::backward_from;
-use crate::ops::swiglu::{swiglu, swiglu_reference};
 
 pub(super) fn run(place: &Place, report: &mut Report) {
-    for shape in [[1, 1], [3, 5], [33, 31], [70, 96], [5, 512]] {
-        report.run("rms_norm", &format!("{shape:?}"), place, || {
-            check_rms_norm(place, shape)
-        });
-    }
-    for [tokens, heads, head_dim, half] in [[1, 1, 2, 1], [5, 3, 8, 4], [7, 2, 12, 4], [40, 4, 64, 32]] {
-        let case = format!("[{tokens}, {heads}, {head_dim}] half {half}");
-        report.run("rotary", &case, place, || {
-            check_rotary(place, [tokens, heads, head_dim], half)
-        });
-    }
-    for shape in [[1, 1], [3, 5], [17, 33], [64, 128]] {
-        report.run("swiglu", &format!("{shape:?}"), place, || check_swiglu(place, shape));
+    for [tokens, heads, head_dim, half] in [[1, 1, 2, 1], [5, 3, 8, 4], [7, 2, 12, 4], [3, 2, 7, 3], [40, 4, 64, 32]] {
+        for (form, interleaved) in [("", false), (", interleaved", true)] {
+            let case = format!("[{tokens}, {heads}, {head_dim}] half {half}{form}");
+            report.run("rotary", &case, place, || {
+                check_rotary(place, [tokens, heads, head_dim], half, interleaved)
+            });
+        }
     }
     for shape in [[1, 1], [3, 2], [5, 33], [20, 1000]] {
         report.run("cross_entropy", &format!("{shape:?}"), place, || {
@@ -43,32 +35,14 @@ pub(super) fn run(place: &Place, report: &mut Report) {
     }
 }
 
-fn check_rms_norm(place: &Place, [rows, size]: [usize; 2]) -> Differences {
-    let (x, outer) = (place.random(1, [rows, size], 3.0), place.random(2, [rows, size], 1.0));
-    let weight = place.random(3, [size], 1.0);
-    let run = |x: Tensor<2>, weight: Tensor<1>, outer: Tensor<2>, norm: fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>| {
-        let (x, weight) = (x.autodiff().require_grad(), weight.autodiff().require_grad());
-        let output = norm(x.clone(), weight.clone(), 1e-5);
-        let grads = backward_from(output.clone(), outer);
-        (output.inner(), x.grad(&grads), weight.grad(&grads))
-    };
-    let kernel = run(place.there(&x), place.there(&weight), place.there(&outer), rms_norm);
-    let expected = run(x, weight, outer, rms_norm_reference);
-    vec![
-        ("output", difference(kernel.0, expected.0)),
-        ("gradient of x", gradients(kernel.1, expected.1)),
-        ("gradient of the weight", gradients(kernel.2, expected.2)),
-    ]
-}
-
-fn check_rotary(place: &Place, [tokens, heads, head_dim]: [usize; 3], half: usize) -> Differences {
+fn check_rotary(place: &Place, [tokens, heads, head_dim]: [usize; 3], half: usize, interleaved: bool) -> Differences {
     let (x, outer) = (
         place.random(4, [tokens, heads, head_dim], 1.0),
         place.random(5, [tokens, heads * head_dim], 1.0),
     );
     let frequencies: Vec<f32> = (0..half).map(|pair| 0.7f32.powi(pair as i32)).collect();
     let positions: Vec<u32> = (0..tokens as u32).map(|token| token % 17).collect();
-    let table = |device: &Device| RotaryTable::new(&frequencies, 1.25, &positions, device);
+    let table = |device: &Device| RotaryTable::new(&frequencies, 1.25, &positions, interleaved, device);
     let run = |x: Tensor<3>, outer: Tensor<2>, embed: fn(Tensor<3>, &RotaryTable) -> Tensor<3>| {
         let table = table(&x.device());
         let x = x.autodiff().require_grad();
@@ -81,23 +55,6 @@ fn check_rotary(place: &Place, [tokens, heads, head_dim]: [usize; 3], half: usiz
     vec![
         ("output", difference(kernel.0, expected.0)),
         ("gradient", gradients(kernel.1, expected.1)),
-    ]
-}
-
-fn check_swiglu(place: &Place, shape: [usize; 2]) -> Differences {
-    let [gate, up, outer] = [(6, 4.0), (7, 1.0), (8, 1.0)].map(|(key, size)| place.random(key, shape, size));
-    let run = |gate: Tensor<2>, up: Tensor<2>, outer: Tensor<2>, unit: fn(Tensor<2>, Tensor<2>) -> Tensor<2>| {
-        let (gate, up) = (gate.autodiff().require_grad(), up.autodiff().require_grad());
-        let output = unit(gate.clone(), up.clone());
-        let grads = backward_from(output.clone(), outer);
-        (output.inner(), gate.grad(&grads), up.grad(&grads))
-    };
-    let kernel = run(place.there(&gate), place.there(&up), place.there(&outer), swiglu);
-    let expected = run(gate, up, outer, swiglu_reference);
-    vec![
-        ("output", difference(kernel.0, expected.0)),
-        ("gradient of the gate", gradients(kernel.1, expected.1)),
-        ("gradient of up", gradients(kernel.2, expected.2)),
     ]
 }
 

@@ -15,14 +15,19 @@ use crate::ops::cube::{RowCubes, buffer, close, dimensions, element, empty, lane
 const STRIP: usize = 64;
 
 impl RmsNormOps for Cube {
-    fn rms_norm_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
-        let [output, _] = Self::rms_norm_saving(x, weight, eps);
+    fn rms_norm_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64, offset: f32) -> FloatTensor<Self> {
+        let [output, _] = Self::rms_norm_saving(x, weight, eps, offset);
         output
     }
 }
 
 impl RmsNormBackward for Cube {
-    fn rms_norm_saving(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> [FloatTensor<Self>; 2] {
+    fn rms_norm_saving(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+        offset: f32,
+    ) -> [FloatTensor<Self>; 2] {
         let (x, weight) = (open(x), open(weight));
         let [rows, size] = dimensions(&x);
         assert_eq!(
@@ -51,6 +56,8 @@ impl RmsNormBackward for Cube {
                     size / lanes,
                     size as f32,
                     eps as f32,
+                    offset,
+                    offset != 0.0,
                     cubes.width,
                     cubes.height,
                     element(x.dtype),
@@ -87,6 +94,7 @@ impl RmsNormBackward for Cube {
                     rows,
                     size / lanes,
                     size as f32,
+                    saved.offset,
                     cubes.width,
                     cubes.height,
                     element(x.dtype),
@@ -131,7 +139,7 @@ mod kernels {
 
     use crate::ops::cube::{lane_sum, row_sum};
 
-    /// Normalises a row and keeps its inverse root.
+    /// Normalises a row and keeps its inverse root. With an offset, the product with the weight is in f32 too.
     #[cube(launch_unchecked)]
     pub(super) fn normalize<F: Float, N: Size>(
         x: &[Vector<F, N>],
@@ -142,6 +150,8 @@ mod kernels {
         vectors: usize,
         features: f32,
         eps: f32,
+        offset: f32,
+        #[comptime] has_offset: bool,
         #[comptime] width: usize,
         #[comptime] height: usize,
         #[define(F)] _dtype: ElemType,
@@ -163,7 +173,12 @@ mod kernels {
             let mut column = UNIT_POS_X as usize;
             while column < vectors {
                 let value = Vector::<f32, N>::cast_from(x[start + column]) * Vector::<f32, N>::new(root);
-                output[start + column] = Vector::<F, N>::cast_from(value) * weight[column];
+                if comptime!(has_offset) {
+                    let factor = Vector::<f32, N>::cast_from(weight[column]) + Vector::<f32, N>::new(offset);
+                    output[start + column] = Vector::<F, N>::cast_from(value * factor);
+                } else {
+                    output[start + column] = Vector::<F, N>::cast_from(value) * weight[column];
+                }
                 column += width;
             }
             if UNIT_POS_X == 0 {
@@ -172,7 +187,8 @@ mod kernels {
         }
     }
 
-    /// The gradient of x out of that of the output, g: `r (w g - x r² mean(w g x))` with r the inverse root.
+    /// The gradient of x out of that of the output, g: `r (w g - x r² mean(w g x))` with r the inverse root and w
+    /// the sum of weight and offset.
     #[cube(launch_unchecked)]
     pub(super) fn differentiate<F: Float, N: Size>(
         gradient: &[Vector<F, N>],
@@ -183,6 +199,7 @@ mod kernels {
         rows: usize,
         vectors: usize,
         features: f32,
+        offset: f32,
         #[comptime] width: usize,
         #[comptime] height: usize,
         #[define(F)] _dtype: ElemType,
@@ -193,8 +210,8 @@ mod kernels {
         if row < rows {
             let mut column = UNIT_POS_X as usize;
             while column < vectors {
-                let weighted =
-                    Vector::<f32, N>::cast_from(gradient[start + column]) * Vector::<f32, N>::cast_from(weight[column]);
+                let factor = Vector::<f32, N>::cast_from(weight[column]) + Vector::<f32, N>::new(offset);
+                let weighted = Vector::<f32, N>::cast_from(gradient[start + column]) * factor;
                 products += weighted * Vector::<f32, N>::cast_from(x[start + column]);
                 column += width;
             }
@@ -202,12 +219,12 @@ mod kernels {
         let total = row_sum(lane_sum::<N>(products), width, height);
         if row < rows {
             let root = inverse[row];
-            let factor = Vector::<f32, N>::new(total / features * root * root);
+            let along = Vector::<f32, N>::new(total / features * root * root);
             let mut column = UNIT_POS_X as usize;
             while column < vectors {
-                let weighted =
-                    Vector::<f32, N>::cast_from(gradient[start + column]) * Vector::<f32, N>::cast_from(weight[column]);
-                let value = weighted - Vector::<f32, N>::cast_from(x[start + column]) * factor;
+                let factor = Vector::<f32, N>::cast_from(weight[column]) + Vector::<f32, N>::new(offset);
+                let weighted = Vector::<f32, N>::cast_from(gradient[start + column]) * factor;
+                let value = weighted - Vector::<f32, N>::cast_from(x[start + column]) * along;
                 output[start + column] = Vector::<F, N>::cast_from(value * Vector::<f32, N>::new(root));
                 column += width;
             }

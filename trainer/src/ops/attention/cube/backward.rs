@@ -3,7 +3,7 @@
 
 use cubecl::prelude::*;
 
-use super::tiles::{BLOCK, Rows, Tiles, accumulate, bounded, multiply_rows, sees, write_rows};
+use super::tiles::{BLOCK, Bend, Rows, Tiles, accumulate, bent, extent_of, multiply_rows, sees, write_rows};
 use crate::ops::cube::{lane_sum, row_sum};
 
 /// `sum(gradient * output)` of each row of one head, written as `[heads, queries]`.
@@ -38,9 +38,9 @@ pub(super) fn deltas<F: Float, N: Size>(
 /// `scale p slope`, what the difference of a probability's gradient and its delta is multiplied with: the probability p
 /// of a visible score and the slope of its bound.
 #[cube]
-fn factor(probability: f32, score: f32, scale: f32, cap: f32, #[comptime] capped: bool) -> f32 {
-    if comptime!(capped) {
-        let share = score / cap;
+fn factor(probability: f32, score: f32, scale: f32, extent: f32, #[comptime] bend: Bend) -> f32 {
+    if comptime!(bend == Bend::Bound) {
+        let share = score / extent;
         scale * probability * (1.0f32 - share * share)
     } else {
         scale * probability
@@ -57,19 +57,20 @@ pub(super) fn queries<F: Float>(
     log_sums: &[f32],
     deltas: &[f32],
     places: &[u32],
+    extents: &[f32],
     q_gradient: &mut [F],
     heads: usize,
     kv_heads: usize,
     queries: usize,
     window: usize,
     scale: f32,
-    cap: f32,
-    #[comptime] capped: bool,
+    #[comptime] bend: Bend,
     #[comptime] tiles: Tiles,
     #[define(F)] _dtype: ElemType,
 ) {
     let head = CUBE_POS_Y as usize;
     let kv_head = head / (heads / kv_heads);
+    let extent = extent_of(extents, head, bend);
     let place = CUBE_POS_X as usize * 5;
     let position = places[place + 2] as usize;
     let mut key = places[place + 3] as usize;
@@ -122,9 +123,10 @@ pub(super) fn queries<F: Float>(
                     && tile_column < present
                     && sees(position + tile_row, key + tile_column, window)
                 {
-                    let score = bounded(scores[element], scale, cap, capped);
+                    let (query, key) = (position + tile_row, key + tile_column);
+                    let score = bent(scores[element], scale, extent, query, key, bend);
                     let probability = (score - row_log_sums[row]).exp();
-                    weight = factor(probability, score, scale, cap, capped) * (slopes[element] - row_deltas[row]);
+                    weight = factor(probability, score, scale, extent, bend) * (slopes[element] - row_deltas[row]);
                 }
                 weights[tile_row * comptime!(tiles.pitch()) + tile_column] = weight;
             }
@@ -145,6 +147,7 @@ pub(super) fn keys<F: Float>(
     log_sums: &[f32],
     deltas: &[f32],
     places: &[u32],
+    extents: &[f32],
     k_gradient: &mut [F],
     v_gradient: &mut [F],
     heads: usize,
@@ -152,8 +155,7 @@ pub(super) fn keys<F: Float>(
     queries: usize,
     window: usize,
     scale: f32,
-    cap: f32,
-    #[comptime] capped: bool,
+    #[comptime] bend: Bend,
     #[comptime] tiles: Tiles,
     #[define(F)] _dtype: ElemType,
 ) {
@@ -179,6 +181,7 @@ pub(super) fn keys<F: Float>(
     let first_row = UNIT_POS_Y as usize * comptime!(BLOCK);
     for member in 0..group {
         let head = kv_head * group + member;
+        let extent = extent_of(extents, head, bend);
         let mut query = first_query;
         while query < end_query {
             let mut present = end_query - query;
@@ -204,14 +207,12 @@ pub(super) fn keys<F: Float>(
                     let element = comptime!(row * BLOCK + column);
                     let tile_row = first_row + row;
                     let mut probability = 0.0f32;
-                    let score = bounded(scores[element], scale, cap, capped);
-                    if tile_row < key_rows.present
-                        && tile_column < present
-                        && sees(query + tile_column + behind, key_rows.first + tile_row, window)
-                    {
+                    let (position, key) = (query + tile_column + behind, key_rows.first + tile_row);
+                    let score = bent(scores[element], scale, extent, position, key, bend);
+                    if tile_row < key_rows.present && tile_column < present && sees(position, key, window) {
                         probability = (score - log_sum).exp();
                     }
-                    factors[element] = factor(probability, score, scale, cap, capped);
+                    factors[element] = factor(probability, score, scale, extent, bend);
                     weights[tile_row * comptime!(tiles.pitch()) + tile_column] = probability;
                 }
             }

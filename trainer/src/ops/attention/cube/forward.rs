@@ -2,7 +2,9 @@
 
 use cubecl::prelude::*;
 
-use super::tiles::{BLOCK, Rows, Tiles, accumulate, bounded, multiply_rows, scale_rows, sees, write_rows};
+use super::tiles::{
+    BLOCK, Bend, Rows, Tiles, accumulate, bent, extent_of, multiply_rows, scale_rows, sees, write_rows,
+};
 
 /// Below every score; finite, so that differences of it stay numbers.
 const LOWEST: f32 = -3.0e38;
@@ -14,6 +16,7 @@ pub(super) fn kernel<F: Float>(
     k: &[F],
     v: &[F],
     places: &[u32],
+    extents: &[f32],
     output: &mut [F],
     log_sums: &mut [f32],
     heads: usize,
@@ -21,13 +24,13 @@ pub(super) fn kernel<F: Float>(
     queries: usize,
     window: usize,
     scale: f32,
-    cap: f32,
-    #[comptime] capped: bool,
+    #[comptime] bend: Bend,
     #[comptime] tiles: Tiles,
     #[define(F)] _dtype: ElemType,
 ) {
     let head = CUBE_POS_Y as usize;
     let kv_head = head / (heads / kv_heads);
+    let extent = extent_of(extents, head, bend);
     let place = CUBE_POS_X as usize * 5;
     let position = places[place + 2] as usize;
     let mut key = places[place + 3] as usize;
@@ -67,10 +70,18 @@ pub(super) fn kernel<F: Float>(
         multiply_rows::<F>(q, &query_rows, k, &key_rows, &mut scores, &mut memory, tiles);
         #[unroll]
         for row in 0..BLOCK {
+            let query = position + UNIT_POS_Y as usize * comptime!(BLOCK) + row;
             #[unroll]
             for column in 0..BLOCK {
-                weights[first_score + comptime!(row * tiles.pitch() + column * tiles.across)] =
-                    bounded(scores[comptime!(row * BLOCK + column)], scale, cap, capped);
+                let score_key = key + UNIT_POS_X as usize + comptime!(column * tiles.across);
+                weights[first_score + comptime!(row * tiles.pitch() + column * tiles.across)] = bent(
+                    scores[comptime!(row * BLOCK + column)],
+                    scale,
+                    extent,
+                    query,
+                    score_key,
+                    bend,
+                );
             }
         }
         sync_cube();

@@ -293,13 +293,36 @@ pub(super) fn write_rows<F: Float>(output: &Array<f32>, rows: &Rows, target: &mu
     }
 }
 
-/// A score after its factor and bound.
+/// What happens to scores between factor and softmax; a constant of a kernel's compilation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::ops::attention) enum Bend {
+    /// Nothing.
+    None,
+    /// A bound: its `extent` is the cap.
+    Bound,
+    /// A slope: its `extent` is that of the head.
+    Slope,
+}
+
+/// A score after its factor, and bound or slope; position is the key row of the query.
 #[cube]
-pub(super) fn bounded(product: f32, scale: f32, cap: f32, #[comptime] capped: bool) -> f32 {
-    if comptime!(capped) {
-        cap * (product * scale / cap).tanh()
+pub(super) fn bent(product: f32, scale: f32, extent: f32, position: usize, key: usize, #[comptime] bend: Bend) -> f32 {
+    if comptime!(bend == Bend::Bound) {
+        extent * (product * scale / extent).tanh()
+    } else if comptime!(bend == Bend::Slope) {
+        product * scale + extent * (f32::cast_from(key) - f32::cast_from(position))
     } else {
         product * scale
+    }
+}
+
+/// The extent of a head's bend: one for all heads, or one for each.
+#[cube]
+pub(super) fn extent_of(extents: &[f32], head: usize, #[comptime] bend: Bend) -> f32 {
+    if comptime!(bend == Bend::Slope) {
+        extents[head]
+    } else {
+        extents[0]
     }
 }
 
