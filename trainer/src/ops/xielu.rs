@@ -114,14 +114,17 @@ impl Curve {
     #[inline(always)]
     fn value(self, x: f32) -> f32 {
         let (positive, negative) = (self.p * x * x, self.n * self.negative(x));
-        self.beta * x + if x > 0.0 { positive } else { negative }
+        let bent = if x > 0.0 { positive } else { negative };
+        self.beta * x + bent
     }
 
     #[inline(always)]
     fn slope(self, x: f32) -> f32 {
-        let (below, above) = (vector::exp_minus_one(x), -1.0);
-        let negative = self.n * if x > self.eps { above } else { below };
-        self.beta + if x > 0.0 { 2.0 * self.p * x } else { negative }
+        let below = vector::exp_minus_one(x);
+        let negative = if x > self.eps { -1.0 } else { below };
+        let (positive, negative) = (2.0 * self.p * x, self.n * negative);
+        let bent = if x > 0.0 { positive } else { negative };
+        self.beta + bent
     }
 }
 
@@ -211,12 +214,21 @@ fn backward(gradient: &[f32], x: &mut [f32], curve: Curve) {
 /// The gradients of p and n.
 #[multiversion(targets = "simd")]
 fn along_alphas(gradient: &[f32], x: &[f32], curve: Curve) -> [f64; 2] {
-    let positive = |gradient: f32, x: f32| if x > 0.0 { gradient * x * x } else { 0.0 };
-    let negative = |gradient: f32, x: f32| if x > 0.0 { 0.0 } else { gradient * curve.negative(x) };
-    [
-        vector::sum_pairs_by(gradient, x, positive),
-        vector::sum_pairs_by(gradient, x, negative),
-    ]
+    let (mut for_p, mut for_n) = (0.0, 0.0);
+    let mut factors = [0.0; 16 * vector::LANES];
+    for (gradient, x) in gradient.chunks(factors.len()).zip(x.chunks(factors.len())) {
+        let factors = &mut factors[..x.len()];
+        for (factor, x) in factors.iter_mut().zip(x) {
+            let negative = curve.negative(*x);
+            *factor = if *x > 0.0 { 0.0 } else { negative };
+        }
+        for_n += vector::sum_pairs_by(gradient, factors, |gradient, factor| gradient * factor);
+        for (factor, x) in factors.iter_mut().zip(x) {
+            *factor = if *x > 0.0 { x * x } else { 0.0 };
+        }
+        for_p += vector::sum_pairs_by(gradient, factors, |gradient, factor| gradient * factor);
+    }
+    [for_p, for_n]
 }
 
 impl<B: XieluBackward, C: CheckpointStrategy> XieluOps for Autodiff<B, C> {
