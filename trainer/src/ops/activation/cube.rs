@@ -131,6 +131,9 @@ mod kernels {
     use super::super::{Activation, DENSITY_AT_ZERO, GELU_BOUND, GELU_CUBIC, GELU_FACTOR};
     use crate::ops::vector::NORMAL_TAIL;
 
+    /// Of the polynomial of the normal distribution's tail.
+    const DEGREE: usize = NORMAL_TAIL.len() - 1;
+
     #[cube]
     fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
         let one = Vector::<f32, N>::new(1.0f32);
@@ -148,11 +151,11 @@ mod kernels {
     #[cube]
     fn distribution<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
         let one = Vector::<f32, N>::new(1.0f32);
-        let t = one / (one + Vector::abs(x) * Vector::<f32, N>::new(0.3f32));
-        let mut p = Vector::<f32, N>::new(comptime!(NORMAL_TAIL[7]));
+        let t = one / (one + x.abs() * Vector::<f32, N>::new(0.3f32));
+        let mut p = Vector::<f32, N>::new(comptime!(NORMAL_TAIL[DEGREE]));
         #[unroll]
-        for power in 0..7usize {
-            p = p * t + Vector::<f32, N>::new(comptime!(NORMAL_TAIL[6 - power]));
+        for index in 0..DEGREE {
+            p = p * t + Vector::<f32, N>::new(comptime!(NORMAL_TAIL[DEGREE - 1 - index]));
         }
         let tail = density::<N>(x) * t * p;
         let zero = Vector::<f32, N>::new(0.0f32);
@@ -162,9 +165,10 @@ mod kernels {
     /// x within the bound beyond which the sigmoid in [`Activation::GeluTanh`] is 0 or 1.
     #[cube]
     fn within_bound<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-        let (low, high) = (Vector::<f32, N>::new(-GELU_BOUND), Vector::<f32, N>::new(GELU_BOUND));
-        let x = select_many(x.less_than(&low), low, x);
-        select_many(high.less_than(&x), high, x)
+        let low = Vector::<f32, N>::new(-GELU_BOUND);
+        let high = Vector::<f32, N>::new(GELU_BOUND);
+        let raised = select_many(x.less_than(&low), low, x);
+        select_many(high.less_than(&raised), high, raised)
     }
 
     /// `(1 + tanh(u)) / 2` as the sigmoid of 2u; x lies within the bound.

@@ -85,7 +85,8 @@ mod kernels {
             let high = Vector::<f32, N>::cast_from(x[position + 1]);
             let first = every_second::<N>(low, high, 0usize);
             let second = every_second::<N>(low, high, 1usize);
-            let (turned_first, turned_second) = (first * cos - second * sin, second * cos + first * sin);
+            let turned_first = first * cos - second * sin;
+            let turned_second = second * cos + first * sin;
             x[position] = Vector::<F, N>::cast_from(merged::<N>(turned_first, turned_second, 0usize));
             x[position + 1] = Vector::<F, N>::cast_from(merged::<N>(turned_first, turned_second, lanes));
         } else {

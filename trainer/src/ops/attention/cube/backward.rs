@@ -123,8 +123,14 @@ pub(super) fn queries<F: Float>(
                     && tile_column < present
                     && sees(position + tile_row, key + tile_column, window)
                 {
-                    let (query, key) = (position + tile_row, key + tile_column);
-                    let score = bent(scores[element], scale, extent, query, key, bend);
+                    let score = bent(
+                        scores[element],
+                        scale,
+                        extent,
+                        position + tile_row,
+                        key + tile_column,
+                        bend,
+                    );
                     let probability = (score - row_log_sums[row]).exp();
                     weight = factor(probability, score, scale, extent, bend) * (slopes[element] - row_deltas[row]);
                 }
@@ -207,7 +213,8 @@ pub(super) fn keys<F: Float>(
                     let element = comptime!(row * BLOCK + column);
                     let tile_row = first_row + row;
                     let mut probability = 0.0f32;
-                    let (position, key) = (query + tile_column + behind, key_rows.first + tile_row);
+                    let position = query + tile_column + behind;
+                    let key = key_rows.first + tile_row;
                     let score = bent(scores[element], scale, extent, position, key, bend);
                     if tile_row < key_rows.present && tile_column < present && sees(position, key, window) {
                         probability = (score - log_sum).exp();

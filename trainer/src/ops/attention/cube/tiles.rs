@@ -322,7 +322,7 @@ pub(super) fn extent_of(extents: &[f32], head: usize, #[comptime] bend: Bend) ->
     if comptime!(bend == Bend::Slope) {
         extents[head]
     } else {
-        extents[0]
+        extents[0usize]
     }
 }
 
