@@ -1,84 +1,44 @@
 //! The shape of a model, read from `config.json` as Transformers 4 and 5 write it.
 //!
-//! A new family of Llama-like models is a variant of [`Architecture`] and its line in [`ModelConfig::from_json`].
+//! What each family has is in [`crate::families`]; what a model is made of in [`crate::blocks`].
 
 use std::path::Path;
 
 use serde_json::Value;
 
+use crate::blocks::{BlockConfig, LinearConfig, NormConfig, TensorConfig, TensorRole};
 use crate::config_reader::Reader;
 use crate::dtype::Dtype;
 use crate::error::CheckpointError;
+use crate::families::{self, Family};
 use crate::quantization_config::StoredQuantization;
 use crate::rope::Rope;
 
-/// The model families that are supported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// Llama 2 and 3, and models of the same shape such as EuroLLM.
-    Llama,
-    /// Qwen2 and Qwen2.5.
-    Qwen2,
-    /// Qwen3, dense.
-    Qwen3,
-    /// Mistral.
-    Mistral,
-}
-
-impl Architecture {
-    const ALL: [(&'static str, Self); 4] = [
-        ("LlamaForCausalLM", Self::Llama),
-        ("Qwen2ForCausalLM", Self::Qwen2),
-        ("Qwen3ForCausalLM", Self::Qwen3),
-        ("MistralForCausalLM", Self::Mistral),
-    ];
-
-    /// The name in `config.json`.
-    pub fn name(self) -> &'static str {
-        Self::ALL
-            .iter()
-            .find(|(_, architecture)| *architecture == self)
-            .map_or("", |(name, _)| name)
-    }
-}
-
-/// The shape of a model. Fields are named as in `config.json`.
+/// The shape of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// The family.
-    pub architecture: Architecture,
+    pub family: &'static Family,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Size of the hidden states.
     pub hidden_size: usize,
-    /// Size of the MLP.
-    pub intermediate_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Query heads.
-    pub num_attention_heads: usize,
-    /// Key and value heads.
-    pub num_key_value_heads: usize,
-    /// Size of a head.
-    pub head_dim: usize,
     /// Longest sequence the model was made for.
     pub max_position_embeddings: usize,
-    /// Epsilon of the norms.
-    pub rms_norm_eps: f64,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
-    /// Biases on queries, keys and values.
-    pub attention_bias: bool,
-    /// Bias on the output of the attention.
-    pub attention_output_bias: bool,
-    /// Biases in the MLP.
-    pub mlp_bias: bool,
-    /// Norms over each head of queries and keys.
-    pub qk_norm: bool,
-    /// Sliding window of each block's attention.
-    pub sliding_window: Vec<Option<usize>>,
-    /// Rotary embedding.
-    pub rope: Rope,
+    /// What stands before the blocks.
+    pub embedding: EmbeddingConfig,
+    /// The blocks, the first one first.
+    pub blocks: Vec<BlockConfig>,
+    /// The norm behind them.
+    pub norm: NormConfig,
+    /// What makes logits.
+    pub head: HeadConfig,
+    /// Rotary embeddings; the blocks' attentions say which of them is theirs.
+    pub ropes: Vec<Rope>,
     /// Token that begins a text.
     pub bos_token_id: Option<u32>,
     /// Tokens that end one.
@@ -91,6 +51,51 @@ pub struct ModelConfig {
     pub dtype: Option<Dtype>,
     /// How the weights of linear layers are quantised in the files.
     pub quantization: Option<StoredQuantization>,
+}
+
+/// The embedding, and what happens to it before the first block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EmbeddingConfig {
+    /// Path of the module, such as `model.embed_tokens`.
+    pub path: String,
+    /// What it is multiplied with.
+    pub scale: Option<f64>,
+    /// Positions that are added.
+    pub positions: AddedPositions,
+    /// Norm of it.
+    pub norm: Option<NormConfig>,
+}
+
+/// Positions that are added to the embedding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AddedPositions {
+    /// None.
+    None,
+    /// A learned row for each position.
+    Learned {
+        /// Path of the module, such as `transformer.wpe`.
+        path: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// Sines and cosines of geometrically falling frequencies, as XGLM has them (Vaswani et al., 2017).
+    Sinusoidal {
+        /// What is added to a position before its angles are taken.
+        offset: usize,
+        /// The row, counted with the offset, that is zero.
+        zero: Option<usize>,
+    },
+}
+
+/// What makes logits of the last hidden state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadConfig {
+    /// The linear layer.
+    pub layer: LinearConfig,
+    /// What logits are multiplied with.
+    pub scale: Option<f64>,
+    /// Bound of the logits: a logit l becomes `cap * tanh(l / cap)`.
+    pub softcap: Option<f64>,
 }
 
 impl ModelConfig {
@@ -116,273 +121,84 @@ impl ModelConfig {
     /// Reads the JSON of a `config.json`; `path` is for messages.
     pub fn from_json(json: &Value, path: &Path) -> Result<Self, CheckpointError> {
         let reader = Reader { path, json };
-        let architecture = architecture(json, path)?;
-        if let Some(activation) = reader
-            .present("hidden_act")
-            .filter(|value| *value != "silu" && *value != "swish")
-        {
-            return Err(CheckpointError::config(
-                path,
-                format!("`hidden_act` {activation} is not supported, only \"silu\""),
-            ));
-        }
-        let (hidden_size, heads) = (reader.size("hidden_size")?, reader.size("num_attention_heads")?);
-        let layers = reader.size("num_hidden_layers")?;
-        let family = Family::of(architecture);
-        let attention_bias = match family.biases {
-            Biases::None => false,
-            Biases::QueryKeyValue => true,
-            Biases::Configured => reader.flag("attention_bias", false)?,
-        };
-        // Null means as many as query heads; absent, what the configuration class says.
-        let key_value_heads = reader
-            .json
-            .get("num_key_value_heads")
-            .map_or(family.key_value_heads, |_| None);
-        let config = Self {
-            architecture,
-            vocab_size: reader.size("vocab_size")?,
-            hidden_size,
-            intermediate_size: reader.size("intermediate_size")?,
-            num_hidden_layers: layers,
-            num_attention_heads: heads,
-            num_key_value_heads: reader.size_or("num_key_value_heads", key_value_heads.or(Some(heads)))?,
-            head_dim: reader.size_or("head_dim", Some(family.head_dim.unwrap_or(hidden_size / heads)))?,
-            max_position_embeddings: reader.size_or("max_position_embeddings", Some(family.max_positions))?,
-            rms_norm_eps: reader.number("rms_norm_eps", Some(1e-6))?,
-            tie_word_embeddings: reader.flag("tie_word_embeddings", false)?,
-            attention_bias,
-            attention_output_bias: attention_bias && family.biases == Biases::Configured,
-            mlp_bias: architecture == Architecture::Llama && reader.flag("mlp_bias", false)?,
-            qk_norm: family.qk_norm,
-            sliding_window: sliding_windows(&reader, architecture, layers)?,
-            rope: Rope::read(&reader, family.max_positions)?,
-            bos_token_id: reader.tokens("bos_token_id", family.bos_token_id)?.first().copied(),
-            eos_token_ids: reader.tokens("eos_token_id", family.eos_token_id)?,
-            pad_token_id: reader.tokens("pad_token_id", None)?.first().copied(),
-            initializer_range: reader.number("initializer_range", Some(0.02))?,
-            dtype: ["dtype", "torch_dtype"]
-                .iter()
-                .find_map(|key| reader.present(key)?.as_str())
-                .and_then(Dtype::from_name),
-            quantization: StoredQuantization::read(&reader)?,
-        };
-        if !config.num_attention_heads.is_multiple_of(config.num_key_value_heads) {
-            let problem = format!(
-                "`num_attention_heads` {} is not a multiple of `num_key_value_heads` {}",
-                config.num_attention_heads, config.num_key_value_heads
-            );
-            return Err(CheckpointError::config(path, problem));
-        }
-        if !config.head_dim.is_multiple_of(2) {
-            return Err(CheckpointError::config(
-                path,
-                format!("`head_dim` {} is not even", config.head_dim),
-            ));
-        }
+        let family = families::find(&reader)?;
+        let config = (family.read)(family, &reader)?;
+        config.check(&reader)?;
         Ok(config)
     }
-}
 
-/// Which projections of the attention have a bias.
-#[derive(Clone, Copy, PartialEq)]
-enum Biases {
-    /// None, whatever the config says.
-    None,
-    /// Queries, keys and values, whatever the config says.
-    QueryKeyValue,
-    /// All four where `attention_bias` is true.
-    Configured,
-}
+    /// What must hold of every model.
+    fn check(&self, reader: &Reader) -> Result<(), CheckpointError> {
+        let refuse = |problem: String| Err(CheckpointError::config(reader.path, problem));
+        for block in &self.blocks {
+            let attention = &block.attention;
+            if !attention.heads.is_multiple_of(attention.kv_heads) {
+                return refuse(format!(
+                    "the number of attention heads, {}, is not a multiple of the number of key and value heads, {}",
+                    attention.heads, attention.kv_heads
+                ));
+            }
+        }
+        if let Some(rope) = self
+            .ropes
+            .iter()
+            .find(|rope| !rope.dimensions.is_multiple_of(2) || rope.dimensions == 0)
+        {
+            return refuse(format!(
+                "the rotary embedding turns {} features of a head, which should be an even number above 0 (`head_dim`, \
+                 `partial_rotary_factor`)",
+                rope.dimensions
+            ));
+        }
+        Ok(())
+    }
 
-/// What a family has whatever its config says, and the defaults of its configuration class in Transformers.
-struct Family {
-    biases: Biases,
-    qk_norm: bool,
-    key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    max_positions: usize,
-    bos_token_id: Option<u32>,
-    eos_token_id: Option<u32>,
-}
+    /// Whether the rotary embedding depends on the length of the sequence.
+    pub fn depends_on_length(&self) -> bool {
+        self.ropes.iter().any(Rope::depends_on_length)
+    }
 
-impl Family {
-    fn of(architecture: Architecture) -> Self {
-        let llama = Self {
-            biases: Biases::Configured,
-            qk_norm: false,
-            key_value_heads: None,
-            head_dim: None,
-            max_positions: 2048,
-            bos_token_id: Some(1),
-            eos_token_id: Some(2),
-        };
-        let qwen = Self {
-            biases: Biases::QueryKeyValue,
-            key_value_heads: Some(32),
-            max_positions: 32_768,
-            bos_token_id: None,
-            eos_token_id: None,
-            ..llama
-        };
-        match architecture {
-            Architecture::Llama => llama,
-            Architecture::Qwen2 => qwen,
-            Architecture::Qwen3 => Self {
-                biases: Biases::Configured,
-                qk_norm: true,
-                head_dim: Some(128),
-                ..qwen
-            },
-            Architecture::Mistral => Self {
-                biases: Biases::None,
-                key_value_heads: Some(8),
-                max_positions: 131_072,
-                ..llama
-            },
+    /// How many positions have a learned row, where positions are learned.
+    pub fn learned_positions(&self) -> Option<usize> {
+        match self.embedding.positions {
+            AddedPositions::Learned { count, .. } => Some(count),
+            AddedPositions::None | AddedPositions::Sinusoidal { .. } => None,
         }
     }
-}
 
-fn architecture(json: &Value, path: &Path) -> Result<Architecture, CheckpointError> {
-    let named = json
-        .get("architectures")
-        .and_then(|list| list.get(0))
-        .and_then(Value::as_str);
-    let model_type = json.get("model_type").and_then(Value::as_str);
-    let known = Architecture::ALL.iter().find(|(name, _)| {
-        // A config without `architectures` is still told apart by its `model_type`.
-        named.map_or_else(
-            || model_type.is_some_and(|kind| name.to_lowercase() == format!("{kind}forcausallm")),
-            |named| named == *name,
-        )
-    });
-    known.map(|(_, architecture)| *architecture).ok_or_else(|| {
-        let supported: Vec<&str> = Architecture::ALL.iter().map(|(name, _)| *name).collect();
-        let found = named.or(model_type).unwrap_or("none");
-        CheckpointError::config(
-            path,
-            format!(
-                "the architecture {found} is not supported; supported are {}",
-                supported.join(", ")
-            ),
-        )
-    })
-}
+    /// Name of the embedding's weight.
+    pub fn embedding_weight(&self) -> String {
+        format!("{}.weight", self.embedding.path)
+    }
 
-fn sliding_windows(
-    reader: &Reader,
-    architecture: Architecture,
-    layers: usize,
-) -> Result<Vec<Option<usize>>, CheckpointError> {
-    // The default of the configuration classes where the key is absent; null is no window.
-    let window = match reader.json.get("sliding_window") {
-        None => Some(4096),
-        Some(_) => reader
-            .present("sliding_window")
-            .map(|_| reader.size("sliding_window"))
-            .transpose()?,
-    };
-    match architecture {
-        Architecture::Llama => Ok(vec![None; layers]),
-        Architecture::Mistral => Ok(vec![window; layers]),
-        Architecture::Qwen2 | Architecture::Qwen3 => {
-            if !reader.flag("use_sliding_window", false)? {
-                return Ok(vec![None; layers]);
-            }
-            if let Some(types) = reader.present("layer_types").and_then(Value::as_array) {
-                if types.len() != layers {
-                    return Err(reader.error(
-                        "layer_types",
-                        &format!("a list of {layers} entries, one for each layer"),
-                    ));
-                }
-                let slides = |kind: &Value| *kind == "sliding_attention";
-                return Ok(types.iter().map(|kind| window.filter(|_| slides(kind))).collect());
-            }
-            let first = match reader.present("max_window_layers") {
-                None => 28,
-                Some(value) => value
-                    .as_u64()
-                    .ok_or_else(|| reader.error("max_window_layers", "a whole number"))?
-                    as usize,
-            };
-            Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect())
+    /// Parameters that are neither in a block nor the embedding nor the head, in the order in which they compute.
+    pub fn tensors_outside(&self) -> Vec<TensorConfig> {
+        let mut tensors = Vec::new();
+        if let AddedPositions::Learned { path, count } = &self.embedding.positions {
+            tensors.push(TensorConfig {
+                name: format!("{path}.weight"),
+                shape: vec![*count, self.hidden_size],
+                role: TensorRole::Table,
+            });
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn llama() -> Value {
-        json!({
-            "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "num_hidden_layers": 2,
-            "vocab_size": 100, "intermediate_size": 128, "rope_theta": 5e5, "torch_dtype": "bfloat16",
-            "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                             "original_max_position_embeddings": 32}, "eos_token_id": [3, 0]
-        })
+        tensors.extend(self.embedding.norm.iter().flat_map(NormConfig::tensors));
+        tensors.extend(self.norm.tensors());
+        tensors
     }
 
-    fn read(json: &Value) -> Result<ModelConfig, String> {
-        ModelConfig::from_json(json, Path::new("config.json")).map_err(|error| error.to_string())
+    /// Whether some block is a mixture of experts.
+    pub fn has_experts(&self) -> bool {
+        self.blocks.iter().any(|block| block.mlp.experts().is_some())
     }
 
-    #[test]
-    fn both_spellings_give_the_same_config() {
-        let old = llama();
-        let mut new = llama();
-        let map = new.as_object_mut().unwrap();
-        map.remove("rope_theta");
-        map.remove("torch_dtype");
-        let mut rope = map.remove("rope_scaling").unwrap();
-        rope["rope_theta"] = json!(5e5);
-        map.insert("rope_parameters".into(), rope);
-        map.insert("dtype".into(), json!("bfloat16"));
-        assert_eq!(read(&old).unwrap(), read(&new).unwrap());
-        assert_eq!(read(&old).unwrap().eos_token_ids, [3, 0]);
-    }
-
-    #[test]
-    fn messages_name_the_key_and_what_is_supported() {
-        let mut json = llama();
-        json["architectures"] = json!(["BloomForCausalLM"]);
-        assert!(
-            read(&json)
-                .unwrap_err()
-                .contains("BloomForCausalLM is not supported; supported are LlamaForCausalLM")
-        );
-        let mut json = llama();
-        json["hidden_size"] = json!("64");
-        assert_eq!(
-            read(&json).unwrap_err(),
-            "config.json: `hidden_size` should be a whole number above 0, found \"64\""
-        );
-        let mut json = llama();
-        json["rope_scaling"]["rope_type"] = json!("longrope");
-        assert!(
-            read(&json)
-                .unwrap_err()
-                .contains("one of default, linear, dynamic, yarn, llama3")
-        );
-    }
-
-    #[test]
-    fn sliding_windows_follow_the_family() {
-        let mut json = llama();
-        json["architectures"] = json!(["MistralForCausalLM"]);
-        json["sliding_window"] = json!(8);
-        assert_eq!(read(&json).unwrap().sliding_window, [Some(8), Some(8)]);
-        json["architectures"] = json!(["Qwen2ForCausalLM"]);
-        assert_eq!(read(&json).unwrap().sliding_window, [None, None]);
-        json["use_sliding_window"] = json!(true);
-        json["max_window_layers"] = json!(1);
-        assert_eq!(read(&json).unwrap().sliding_window, [None, Some(8)]);
-        json["layer_types"] = json!(["sliding_attention", "full_attention"]);
-        assert_eq!(read(&json).unwrap().sliding_window, [Some(8), None]);
+    /// Whether a linear layer is one that PEFT takes for "all-linear": every one but the head. In a model with mixtures of experts
+    /// it leaves out the MLPs of the blocks that have none (`convert_peft_config_for_transformers` of PEFT 0.21).
+    pub fn is_all_linear(&self, path: &str) -> bool {
+        let is_dense_mlp = || {
+            let dense = self.blocks.iter().filter(|block| block.mlp.experts().is_none());
+            let mut linears = dense.flat_map(|block| block.mlp.linears());
+            self.has_experts() && linears.any(|linear| linear.path == path)
+        };
+        path != self.head.layer.path && !is_dense_mlp()
     }
 }

@@ -22,6 +22,29 @@ impl Reader<'_> {
         self.json.get(key).filter(|value| !value.is_null())
     }
 
+    /// The spelling of a key that is there, or the first one.
+    pub(crate) fn spelling(&self, names: &[&'static str]) -> &'static str {
+        let found = names.iter().find(|name| self.present(name).is_some());
+        found.or(names.first()).copied().unwrap_or_default()
+    }
+
+    /// The object without some keys.
+    pub(crate) fn without(&self, keys: &[&str]) -> Value {
+        let mut json = self.json.clone();
+        if let Some(map) = json.as_object_mut() {
+            map.retain(|key, _| !keys.contains(&key.as_str()));
+        }
+        json
+    }
+
+    /// A whole number that may be 0.
+    pub(crate) fn count_or(&self, key: &str, default: usize) -> Result<usize, CheckpointError> {
+        self.present(key).map_or(Ok(default), |value| {
+            let count = value.as_u64().ok_or_else(|| self.error(key, "a whole number"))?;
+            Ok(count as usize)
+        })
+    }
+
     pub(crate) fn size(&self, key: &str) -> Result<usize, CheckpointError> {
         self.size_or(key, None)
     }

@@ -29,8 +29,11 @@ pub struct ModelFolder {
     config: ModelConfig,
     raw_config: Value,
     files: Vec<Arc<TensorsFile>>,
+    /// Files by the names that they give their tensors.
     file_of: BTreeMap<String, usize>,
-    /// The tensors that are quantised.
+    /// Names of the model's parameters that the files spell otherwise.
+    spelt: BTreeMap<String, String>,
+    /// The tensors that are quantised, by their names in the files.
     packed: BTreeMap<String, Header>,
 }
 
@@ -62,6 +65,7 @@ impl ModelFolder {
         };
         let mut folder = Self {
             path: path.to_owned(),
+            spelt: spellings(&config, &file_of),
             config,
             raw_config,
             files,
@@ -73,7 +77,36 @@ impl ModelFolder {
                 folder.packed.insert(name.clone(), header);
             }
         }
+        folder.check_tied_head()?;
         Ok(folder)
+    }
+
+    /// A head that the config calls the embedding, and that is another one in the files.
+    fn check_tied_head(&self) -> Result<(), CheckpointError> {
+        let (embedding, head) = (self.config.embedding_weight(), self.config.head.layer.weight());
+        if !self.config.tie_word_embeddings {
+            return Ok(());
+        }
+        let bytes = |name: &str| {
+            let name = self.spelling(name);
+            self.file(name)
+                .and_then(|file| Some((file.dtype(name)?, file.bytes(name)?)))
+        };
+        match (bytes(&embedding), bytes(&head)) {
+            (Some(one), Some(other)) if one != other => Err(CheckpointError::config(
+                &self.path.join("config.json"),
+                format!(
+                    "`tie_word_embeddings` is true, so that the head is `{embedding}`, but the weights hold another \
+                     `{head}`. Set it to false for the head of the file, or remove that tensor for the embedding"
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A tensor's name in the files.
+    pub(crate) fn spelling<'a>(&'a self, name: &'a str) -> &'a str {
+        self.spelt.get(name).map_or(name, String::as_str)
     }
 
     fn file(&self, name: &str) -> Option<&Arc<TensorsFile>> {
@@ -95,7 +128,7 @@ impl ModelFolder {
         &self.raw_config
     }
 
-    /// Names of all tensors; what belongs to a quantised one has none of its own.
+    /// Names of all tensors as the files spell them; what belongs to a quantised one has none of its own.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let is_part = |name: &&str| !self.packed.is_empty() && stored::is_part(name, &|name| self.file(name));
         self.file_of
@@ -106,6 +139,7 @@ impl ModelFolder {
 
     /// Shape of a tensor; of a quantised one that of the matrix.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        let name = self.spelling(name);
         match self.packed.get(name) {
             Some(header) => Some(&header.shape),
             None => self.file(name)?.shape(name),
@@ -114,6 +148,7 @@ impl ModelFolder {
 
     /// Number format of a tensor; of a quantised one that which it had before.
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
+        let name = self.spelling(name);
         match self.packed.get(name) {
             Some(header) => header.dtype.or_else(|| Some(self.main_dtype())),
             None => self.file(name)?.dtype(name),
@@ -122,12 +157,13 @@ impl ModelFolder {
 
     /// Whether a tensor is quantised in the file.
     pub fn is_packed(&self, name: &str) -> bool {
-        self.packed.contains_key(name)
+        self.packed.contains_key(self.spelling(name))
     }
 
     /// The number format that most of the weights have: that of the embedding.
     pub fn main_dtype(&self) -> Dtype {
-        let name = "model.embed_tokens.weight";
+        let embedding = self.config.embedding_weight();
+        let name = self.spelling(&embedding);
         let stored = self.file(name).and_then(|file| file.dtype(name));
         stored.or(self.config.dtype).unwrap_or(Dtype::F32)
     }
@@ -137,14 +173,16 @@ impl ModelFolder {
         if self.is_packed(name) {
             return Ok(self.read(name, expected)?.to_f32());
         }
-        let read = self.file(name).map(|file| file.read_f32(name, expected, MISMATCH));
+        let spelt = self.spelling(name);
+        let read = self.file(spelt).map(|file| file.read_f32(spelt, expected, MISMATCH));
         read.transpose()?.flatten().ok_or_else(|| self.missing(name, expected))
     }
 
     /// The same in the format of the file; a quantised one in the format it had before.
     pub fn read(&self, name: &str, expected: &[usize]) -> Result<HostTensor, CheckpointError> {
-        if let (Some(header), Some(dtype)) = (self.packed.get(name), self.dtype(name)) {
-            let packed = self.packed_of_shape(name, header, expected)?;
+        let spelt = self.spelling(name);
+        if let (Some(header), Some(dtype)) = (self.packed.get(spelt), self.dtype(name)) {
+            let packed = self.packed_of_shape(spelt, header, expected)?;
             let data = encode_f32(dtype, &packed.decode());
             packed.release();
             return Ok(HostTensor {
@@ -153,17 +191,19 @@ impl ModelFolder {
                 data,
             });
         }
-        let read = self.file(name).map(|file| file.read_stored(name, expected, MISMATCH));
+        let read = self.file(spelt).map(|file| file.read_stored(spelt, expected, MISMATCH));
         read.transpose()?.flatten().ok_or_else(|| self.missing(name, expected))
     }
 
     /// A matrix as it stands, whether floats or quantised, with its numbers left in the memory-mapped file;
     /// [`Packed::in_memory`] brings them in.
     pub fn read_packed(&self, name: &str, expected: [usize; 2]) -> Result<Packed, CheckpointError> {
-        if let Some(header) = self.packed.get(name) {
-            return self.packed_of_shape(name, header, &expected);
+        let spelt = self.spelling(name);
+        if let Some(header) = self.packed.get(spelt) {
+            return self.packed_of_shape(spelt, header, &expected);
         }
         let missing = || self.missing(name, &expected);
+        let name = spelt;
         let file = self.file(name).ok_or_else(missing)?;
         self.check_shape(name, &expected)?;
         let dtype = file.float_dtype(name)?;
@@ -194,10 +234,19 @@ impl ModelFolder {
     }
 
     fn missing(&self, name: &str, expected: &[usize]) -> CheckpointError {
+        let advice = if name == self.config.head.layer.weight() && !self.config.tie_word_embeddings {
+            "; if the head is the embedding, `tie_word_embeddings` in config.json should be true"
+        } else if name.contains(".experts.") {
+            "; the config says how many experts a block has"
+        } else {
+            ""
+        };
         CheckpointError::MissingTensor {
             folder: self.path.clone(),
-            tensor: name.to_owned(),
-            advice: format!("expected one of shape {expected:?}; the weights are not whole, or are another model's"),
+            tensor: self.spelling(&self.config.family.name_in_files(name)).to_owned(),
+            advice: format!(
+                "expected one of shape {expected:?}; the weights are not whole, or are another model's{advice}"
+            ),
         }
     }
 
@@ -240,6 +289,28 @@ impl ModelFolder {
         }
         Ok(stamp)
     }
+}
+
+/// Which parameters of a model the files spell otherwise: with a name of the files' own, or without the prefix of the part that has
+/// no head, as files of that part alone.
+fn spellings(config: &ModelConfig, file_of: &BTreeMap<String, usize>) -> BTreeMap<String, String> {
+    let family = config.family;
+    let embedding = config.embedding_weight();
+    let bare = |name: &str| {
+        name.strip_prefix(family.prefix)
+            .is_some_and(|rest| file_of.contains_key(rest))
+    };
+    let without_prefix = !file_of.contains_key(&embedding) && bare(&embedding);
+    let mut spelt = BTreeMap::new();
+    for name in file_of.keys() {
+        let renamed = family.renamed.iter().find(|(_, there)| name.starts_with(there));
+        if let Some((here, there)) = renamed {
+            spelt.insert(format!("{here}{}", &name[there.len()..]), name.clone());
+        } else if without_prefix && !name.starts_with(&format!("{}.", config.head.layer.path)) {
+            spelt.insert(format!("{}{name}", family.prefix), name.clone());
+        }
+    }
+    spelt
 }
 
 /// The files of a model, and which of them each tensor is in.

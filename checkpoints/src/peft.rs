@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::atomic::write_atomically;
+use crate::config::ModelConfig;
 use crate::dtype::{Dtype, HostTensor};
 use crate::error::CheckpointError;
+use crate::peft_experts::unstack;
 use crate::tensors::TensorsFile;
 use crate::write::{pretty, write_tensors};
 
@@ -25,7 +28,7 @@ pub const CONFIG: &str = "adapter_config.json";
 const NO_TARGETS: &str = "dummy-target-modules";
 
 /// Keys that change what the tensors mean, in ways that only PEFT knows.
-const FOREIGN: [&str; 11] = [
+const FOREIGN: [&str; 10] = [
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
@@ -33,7 +36,6 @@ const FOREIGN: [&str; 11] = [
     "lora_bias",
     "megatron_config",
     "monteclora_config",
-    "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
@@ -64,6 +66,9 @@ pub struct AdapterConfig {
     /// Alpha of single modules, by regular expressions for the end of their paths. The order is that of PEFT, which
     /// writes them sorted.
     pub alpha_pattern: BTreeMap<String, f64>,
+    /// Endings of the names of parameters that have an adapter and are no linear layer in Transformers 5: stacked experts, and what
+    /// PEFT takes for them.
+    pub target_parameters: Vec<String>,
 }
 
 /// How PEFT's `get_pattern_key` reads a pattern: it matches a whole path, or what follows one of its dots.
@@ -98,7 +103,7 @@ impl AdapterConfig {
             .alpha_pattern
             .iter()
             .map(|(text, alpha)| (text.clone(), number_json(*alpha)));
-        json!({
+        let mut json = json!({
             "alpha_pattern": alphas.collect::<serde_json::Map<_, _>>(),
             "auto_mapping": null,
             "base_model_name_or_path": self.base_model,
@@ -120,7 +125,11 @@ impl AdapterConfig {
             "task_type": "CAUSAL_LM",
             "use_dora": self.use_dora,
             "use_rslora": self.use_rslora,
-        })
+        });
+        if !self.target_parameters.is_empty() {
+            json["target_parameters"] = json!(self.target_parameters);
+        }
+        json
     }
 
     fn from_json(json: &Value, path: &Path) -> Result<Self, CheckpointError> {
@@ -181,18 +190,21 @@ impl AdapterConfig {
             use_rslora: flag("use_rslora"),
             use_dora: flag("use_dora"),
             alpha_pattern,
+            target_parameters: names("target_parameters"),
         })
     }
 }
 
 /// An open adapter folder.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AdapterFolder {
     path: PathBuf,
     config: AdapterConfig,
-    file: TensorsFile,
+    file: Arc<TensorsFile>,
     /// Our name to the name in the file.
     keys: BTreeMap<String, String>,
+    /// Tensors that stand for stacked ones of the file.
+    unstacked: BTreeMap<String, HostTensor>,
 }
 
 impl AdapterFolder {
@@ -236,9 +248,24 @@ impl AdapterFolder {
         Ok(Self {
             path: path.to_owned(),
             config,
-            file,
+            file: Arc::new(file),
             keys,
+            unstacked: BTreeMap::new(),
         })
+    }
+
+    /// The same adapter as it stands on a model: what PEFT stacked for all experts of a block belongs to each of them.
+    pub fn on(&self, model: &ModelConfig) -> Result<Self, CheckpointError> {
+        let found = unstack(self, model)?;
+        let mut folder = self.clone();
+        folder.keys.retain(|name, _| !found.stacked.contains(name));
+        folder.unstacked.extend(found.tensors);
+        for (module, alpha) in found.alphas {
+            if folder.config.alpha_of(&module) != alpha {
+                folder.config.alpha_pattern.insert(regex::escape(&module), alpha);
+            }
+        }
+        Ok(folder)
     }
 
     /// Its config.
@@ -253,28 +280,37 @@ impl AdapterFolder {
 
     /// Names of all tensors, without `base_model.model.`.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.keys.keys().map(String::as_str)
+        self.keys.keys().chain(self.unstacked.keys()).map(String::as_str)
     }
 
     /// Shape of a tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.file.shape(self.keys.get(name)?)
+        match self.unstacked.get(name) {
+            Some(tensor) => Some(&tensor.shape),
+            None => self.file.shape(self.keys.get(name)?),
+        }
     }
 
     /// Number format of a tensor.
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.file.dtype(self.keys.get(name)?)
+        match self.unstacked.get(name) {
+            Some(tensor) => Some(tensor.dtype),
+            None => self.file.dtype(self.keys.get(name)?),
+        }
     }
 
     /// The rank of a module's adapter: the first extent of its A.
     pub fn rank_of(&self, module: &str) -> Option<usize> {
-        let key = self.keys.get(&format!("{module}.lora_A.weight"))?;
-        self.file.shape(key).and_then(|shape| shape.first().copied())
+        let shape = self.shape(&format!("{module}.lora_A.weight"));
+        shape.and_then(|shape| shape.first().copied())
     }
 
     /// The numbers of a tensor, by its name without `base_model.model.`.
     pub fn read_f32(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, CheckpointError> {
         let advice = format!("the adapter was trained on another model ({})", self.config.base_model);
+        if let Some(tensor) = self.unstacked.get(name).filter(|tensor| tensor.shape == expected) {
+            return Ok(tensor.to_f32());
+        }
         let key = self.keys.get(name);
         let read = key
             .map(|key| self.file.read_f32(key, expected, &advice))
@@ -289,7 +325,7 @@ impl AdapterFolder {
 
     /// An error when the folder has adapters on modules that the model lacks.
     pub fn check_modules(&self, of_model: &BTreeSet<String>) -> Result<(), CheckpointError> {
-        let modules = self.keys.keys().filter_map(|name| name.strip_suffix(".lora_A.weight"));
+        let modules = self.names().filter_map(|name| name.strip_suffix(".lora_A.weight"));
         let unknown: Vec<&str> = modules.filter(|module| !of_model.contains(*module)).collect();
         match unknown.first() {
             None => Ok(()),
@@ -385,6 +421,7 @@ mod tests {
             modules_to_save: vec!["lm_head".into()],
             use_rslora: true,
             use_dora: false,
+            target_parameters: Vec::new(),
             alpha_pattern: BTreeMap::new(),
         }
     }

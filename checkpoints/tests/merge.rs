@@ -215,6 +215,7 @@ fn adapter(path: PathBuf, rank: usize, value: f32, targets: &[&str]) -> PathBuf 
         use_rslora: false,
         use_dora: false,
         alpha_pattern: Default::default(),
+        target_parameters: Vec::new(),
     };
     let tensor = |shape: [usize; 2]| HostTensor::from_f32(shape.to_vec(), &vec![value; shape[0] * shape[1]]);
     let mut tensors: Vec<(String, HostTensor)> = Vec::new();

@@ -217,3 +217,93 @@ fn the_fingerprint_follows_config_and_headers() {
     std::fs::write(folder.path().join("config.json"), other.to_string()).unwrap();
     assert_ne!(first, ModelFolder::open(folder.path()).unwrap().fingerprint());
 }
+
+/// A folder of some tensors and a config, in one file.
+fn folder_of(config: &Value, tensors: &BTreeMap<String, HostTensor>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    write_tensors(&folder.path().join("model.safetensors"), tensors).unwrap();
+    folder
+}
+
+#[test]
+fn the_prefix_may_be_left_out_and_the_head_stays_where_it_is() {
+    let mut config = config();
+    config["tie_word_embeddings"] = json!(false);
+    config["architectures"] = json!(["LlamaModel"]);
+    let head = HostTensor::from_f32(vec![3, 4], &[0.5; 12]);
+    let mut bare: BTreeMap<String, HostTensor> = tensors()
+        .into_iter()
+        .map(|(name, tensor)| (name.trim_start_matches("model.").to_owned(), tensor))
+        .collect();
+    bare.insert("lm_head.weight".to_owned(), head.clone());
+    let folder = folder_of(&config, &bare);
+    let model = ModelFolder::open(folder.path()).unwrap();
+    assert_eq!(model.shape(EMBEDDING), Some(&[3, 4][..]));
+    assert_eq!(model.dtype(EMBEDDING), Some(Dtype::BF16));
+    assert_eq!(model.read_f32(NORM, &[4]).unwrap(), [1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(model.read("lm_head.weight", &[3, 4]).unwrap(), head);
+    assert_eq!(model.main_dtype(), Dtype::BF16);
+}
+
+#[test]
+fn a_head_that_files_call_otherwise_is_found_and_written_as_they_call_it() {
+    let config = json!({"architectures": ["GPTNeoXForCausalLM"], "hidden_size": 4, "num_attention_heads": 2, "num_hidden_layers": 1,
+                        "vocab_size": 3, "intermediate_size": 8, "rotary_pct": 1.0});
+    let tensor = |value: f32| HostTensor::from_f32(vec![3, 4], &[value; 12]);
+    let tensors = [
+        ("gpt_neox.embed_in.weight".to_owned(), tensor(1.0)),
+        ("embed_out.weight".to_owned(), tensor(2.0)),
+    ];
+    let folder = folder_of(&config, &tensors.into());
+    let model = ModelFolder::open(folder.path()).unwrap();
+    assert_eq!(model.read_f32("lm_head.weight", &[3, 4]).unwrap(), [2.0; 12]);
+    let family = model.config().family;
+    assert_eq!(family.name_in_files("lm_head.weight"), "embed_out.weight");
+    assert_eq!(
+        family.name_in_files("gpt_neox.embed_in.weight"),
+        "gpt_neox.embed_in.weight"
+    );
+}
+
+#[test]
+fn a_tied_head_is_the_embedding_or_an_error() {
+    let mut tied = tensors();
+    tied.insert("lm_head.weight".to_owned(), tied[EMBEDDING].clone());
+    assert!(ModelFolder::open(folder_of(&config(), &tied).path()).is_ok());
+    tied.insert(
+        "lm_head.weight".to_owned(),
+        HostTensor::from_f32(vec![3, 4], &[0.5; 12]),
+    );
+    let error = ModelFolder::open(folder_of(&config(), &tied).path())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("`tie_word_embeddings` is true") && error.contains("another `lm_head.weight`"),
+        "{error}"
+    );
+
+    let mut untied = config();
+    untied["tie_word_embeddings"] = json!(false);
+    let folder = folder_of(&untied, &tensors());
+    let model = ModelFolder::open(folder.path()).unwrap();
+    let error = model.read("lm_head.weight", &[3, 4]).unwrap_err().to_string();
+    assert!(
+        error.contains("`tie_word_embeddings` in config.json should be true"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_expert_that_is_not_there_is_named() {
+    let config = json!({"architectures": ["MixtralForCausalLM"], "hidden_size": 4, "num_attention_heads": 2, "num_hidden_layers": 1,
+                        "num_key_value_heads": 1, "vocab_size": 3, "intermediate_size": 8, "tie_word_embeddings": true});
+    let model = folder_of(&config, &tensors());
+    let model = ModelFolder::open(model.path()).unwrap();
+    let name = "model.layers.0.block_sparse_moe.experts.7.w2.weight";
+    let error = model.read_packed(name, [4, 8]).unwrap_err().to_string();
+    assert!(
+        error.contains(name) && error.contains("how many experts a block has"),
+        "{error}"
+    );
+}

@@ -27,6 +27,7 @@ fn write_all(folder: &Path) -> [Result<(), CheckpointError>; 3] {
         use_rslora: false,
         use_dora: false,
         alpha_pattern: BTreeMap::new(),
+        target_parameters: Vec::new(),
     };
     [
         write_tensors(&folder.join("model.safetensors"), &[("a".to_owned(), tensor)].into()),

@@ -17,8 +17,11 @@ fn frequencies_equal_those_of_transformers() {
         let config = read("config_v4");
         assert_eq!(config, read("config_v5"));
         let length = row["length"].as_u64().unwrap() as usize;
-        assert_eq!(config.head_dim as u64, row["head_dim"].as_u64().unwrap());
-        let (frequencies, attention_factor) = inv_freq(&config.rope, config.head_dim, length);
+        assert_eq!(
+            config.blocks[0].attention.head_dim as u64,
+            row["head_dim"].as_u64().unwrap()
+        );
+        let (frequencies, attention_factor) = inv_freq(&config.ropes[0], length);
         assert_eq!(attention_factor, row["attention_factor"].as_f64().unwrap() as f32);
         let expected: Vec<f32> = row["inv_freq"]
             .as_array()

@@ -12,7 +12,7 @@ use interlingua_recipes::{Recipe, Reference, ReferenceAdapter};
 use interlingua_trainer::collectives::Alone;
 use interlingua_trainer::evaluate::Evaluator;
 use interlingua_trainer::train::plan::DataPlan;
-use interlingua_trainer::train::setup::{Base, check_adapters};
+use interlingua_trainer::train::setup::{Base, check_shape};
 use interlingua_trainer::train::{memory, reference};
 use serde_json::{Value, json};
 
@@ -133,7 +133,7 @@ fn ready_stage(stage: String, recipe: &Recipe, global: &Global) -> Result<Ready,
     let plan = DataPlan::of(recipe, base.config.num_hidden_layers, &data, (0, 1))?;
     data.report.notes.extend(plan.notes());
     data.report.notes.extend(reference::check(recipe, &base)?);
-    check_adapters(recipe, &base.config)?;
+    check_shape(recipe, &base.config)?;
     Evaluator::new(recipe, &tokenizer, &base.config)?;
     let memory = memory::planner(recipe, &base, &data, &Alone)?.plan();
     let shares = plan.shares_of_the_run(&data.train);

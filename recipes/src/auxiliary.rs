@@ -32,10 +32,10 @@ pub struct Auxiliary {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "f64", extend("exclusiveMinimum" = 0.0))]
     pub temperature: Option<f64>,
-    /// What the loss is multiplied by.
-    #[serde(default = "one")]
-    #[schemars(extend("exclusiveMinimum" = 0.0))]
-    pub weight: f64,
+    /// What the loss is multiplied by. Default: 1, for router 0.001.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "f64", extend("exclusiveMinimum" = 0.0))]
+    pub weight: Option<f64>,
     /// 0: added at each step. K: on every K-th unit, in place of the main loss; the main data stands still meanwhile.
     #[serde(default)]
     pub every: u64,
@@ -87,10 +87,6 @@ pub struct Auxiliary {
     pub probe_rows: Option<usize>,
 }
 
-fn one() -> f64 {
-    1.0
-}
-
 /// The losses on top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -103,6 +99,8 @@ pub enum AuxiliaryKind {
     WordAlignment,
     /// KL of each language's distribution over shared options to the anchor's; an option of this project.
     Consistency,
+    /// Load balancing of a mixture of experts (Fedus et al. 2021), over each micro-batch as in Transformers.
+    Router,
 }
 
 impl AuxiliaryKind {
@@ -114,6 +112,7 @@ impl AuxiliaryKind {
             Self::Lens => "lens",
             Self::WordAlignment => "word-alignment",
             Self::Consistency => "consistency",
+            Self::Router => "router",
         }
     }
 
@@ -122,7 +121,7 @@ impl AuxiliaryKind {
     pub fn compares_samples(self) -> bool {
         match self {
             Self::MiddleLayer | Self::Consistency => true,
-            Self::Lens | Self::WordAlignment => false,
+            Self::Lens | Self::WordAlignment | Self::Router => false,
         }
     }
 
@@ -153,7 +152,7 @@ impl AuxiliaryKind {
                 "max_length",
             ],
             Self::WordAlignment => &["layer", "stay_close", "source", "batch_size", "max_length"],
-            Self::Consistency => &[],
+            Self::Consistency | Self::Router => &[],
         }
     }
 }
@@ -213,9 +212,23 @@ pub enum Scope {
     Step,
 }
 
+/// What Transformers multiplies the loss of a router with (`router_aux_loss_coef` of its configuration classes).
+const ROUTER_WEIGHT: f64 = 0.001;
+
 impl Auxiliary {
+    /// What the loss is multiplied by.
+    #[must_use]
+    pub fn weight(&self) -> f64 {
+        let of_kind = match self.kind {
+            AuxiliaryKind::Router => ROUTER_WEIGHT,
+            _ => 1.0,
+        };
+        self.weight.unwrap_or(of_kind)
+    }
+
     /// Fills in the numbers that the loss reads and the recipe leaves out.
     pub(crate) fn fill_in(&mut self) {
+        self.weight = Some(self.weight());
         let middle = self.kind == AuxiliaryKind::MiddleLayer;
         let lens = self.kind == AuxiliaryKind::Lens;
         let layer = if middle { Layer::Middle } else { Layer::Last };

@@ -8,7 +8,6 @@ const FORMATS: &[&str] = &["retrieval", "stepwise"];
 
 /// Values, by key.
 const VALUES: &[(&str, &[&str])] = &[
-    ("objective.auxiliary.kind", &["router"]),
     ("data.sources.format", FORMATS),
     ("eval.tasks.format", FORMATS),
     ("objective.kind", &["contrastive", "reward", "process-reward"]),

@@ -229,6 +229,60 @@ fn plans_are_within_a_tenth_of_what_is_allocated() {
     assert!(off.is_empty(), "{off:#?}");
 }
 
+/// A model of another family, as large as the first one.
+fn of_family(scratch: &Scratch, architecture: &str, more: &Value) {
+    let mut config = serde_json::json!({
+        "architectures": [architecture], "vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 1024,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+        "max_position_embeddings": 1024, "initializer_range": 0.02, "torch_dtype": "bfloat16",
+    });
+    let (map, more) = (config.as_object_mut().unwrap(), more.as_object().unwrap());
+    map.extend(more.clone());
+    scratch.write(&format!("{architecture}/config.json"), config.to_string());
+}
+
+#[test]
+fn plans_of_every_family_are_near_what_is_allocated() {
+    let scratch = scratch();
+    let tied = serde_json::json!({"tie_word_embeddings": true});
+    let families = [
+        ("Gemma2ForCausalLM", tied.clone()),
+        ("Phi3ForCausalLM", tied.clone()),
+        ("Olmo2ForCausalLM", tied.clone()),
+        ("CohereForCausalLM", tied.clone()),
+        ("ApertusForCausalLM", tied.clone()),
+        ("BloomForCausalLM", serde_json::json!({"n_layer": 4, "n_head": 4})),
+        ("GPTNeoXForCausalLM", tied.clone()),
+        (
+            "XGLMForCausalLM",
+            serde_json::json!({"d_model": 256, "ffn_dim": 1024, "attention_heads": 4, "num_layers": 4}),
+        ),
+        (
+            "MixtralForCausalLM",
+            serde_json::json!({"tie_word_embeddings": true, "num_local_experts": 4, "intermediate_size": 384}),
+        ),
+    ];
+    let mut off = Vec::new();
+    for (architecture, more) in families {
+        of_family(&scratch, architecture, &more);
+        let path = format!("model.path={architecture}");
+        for (name, settings) in [
+            ("lora", &["memory.recompute=none"][..]),
+            ("recomputed", &["memory.recompute=block"][..]),
+            ("full", &["adapter.kind=none", "memory.recompute=block"][..]),
+        ] {
+            let settings = [&[path.as_str()], settings].concat();
+            let name = format!("{architecture}-{name}");
+            let (planned, measured) = planned_and_measured(&scratch, &name, &settings);
+            let wrong = planned / measured - 1.0;
+            if wrong.abs() > 0.15 {
+                off.push(format!("{name}: {:+.1} %", 100.0 * wrong));
+            }
+        }
+    }
+    assert!(off.is_empty(), "{off:#?}");
+}
+
 #[test]
 fn a_plan_needs_nothing_but_the_config() {
     let scratch = scratch();

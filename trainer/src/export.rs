@@ -1,5 +1,6 @@
 //! What a run hands back: an adapter in PEFT's layout, a model folder, and adapters merged into models.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
@@ -59,12 +60,16 @@ fn write_model(
     dtype: Dtype,
     weight: &dyn Fn(ParameterId) -> Tensor<1>,
 ) -> Result<(), TrainError> {
-    let own = || model.parameters.iter().filter(|(_, parameter)| !parameter.adapter);
-    let specs: Vec<TensorSpec> = own()
-        .map(|(_, parameter)| TensorSpec {
-            name: parameter.name.clone(),
+    let own = model.parameters.iter().filter(|(_, parameter)| !parameter.adapter);
+    let in_files: BTreeMap<String, ParameterId> = own
+        .map(|(id, parameter)| (model.config.family.name_in_files(&parameter.name), id))
+        .collect();
+    let specs: Vec<TensorSpec> = in_files
+        .iter()
+        .map(|(name, id)| TensorSpec {
+            name: name.clone(),
             dtype,
-            shape: parameter.shape.clone(),
+            shape: model.parameters.get(*id).shape.clone(),
         })
         .collect();
     let mut config = raw_config.clone();
@@ -78,7 +83,7 @@ fn write_model(
         }
     }
     write_model_folder(out, &config, &specs, MAX_SHARD_BYTES, source, &mut |spec| {
-        let id = model.parameters.find(&spec.name);
+        let id = in_files.get(&spec.name).copied();
         let id = id.ok_or_else(|| CheckpointError::Other(format!("the parameter `{}` is gone", spec.name)))?;
         let mut parameter = model.parameters.get(id).clone();
         parameter.value = Stored::Dense(weight(id));

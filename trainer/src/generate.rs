@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::engine::inputs::{Inputs, RopeLength};
 use crate::models::Model;
-use crate::models::decoder::KeyValues;
+use crate::models::attention::KeyValues;
 use crate::random::{key, uniform};
 
 /// How tokens are chosen and when a sequence ends.
@@ -46,11 +46,7 @@ pub fn generate_by_language(
     until: Option<&Until>,
 ) -> Vec<Vec<u32>> {
     // Rotations that depend on the length would make one sequence depend on its neighbours.
-    let size = if model.config.rope.depends_on_length() {
-        1
-    } else {
-        BATCH
-    };
+    let size = if model.config.depends_on_length() { 1 } else { BATCH };
     let batches = prompts.chunks(size).zip(languages.chunks(size)).enumerate();
     batches
         .flat_map(|(batch, (prompts, languages))| {
@@ -103,7 +99,12 @@ fn generate_batch(
             *ended = options.stop_tokens.contains(&token);
             if !*ended {
                 outputs[sequence.index].push(token);
-                *ended = until.is_some_and(|until| until(&outputs[sequence.index]));
+                // A model with learned positions has none for what would follow.
+                *ended = until.is_some_and(|until| until(&outputs[sequence.index]))
+                    || model
+                        .config
+                        .learned_positions()
+                        .is_some_and(|count| sequence.length >= count);
             }
         }
         keep(&mut growing, &ended);

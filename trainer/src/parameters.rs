@@ -1,5 +1,7 @@
 //! The parameters of a model and its adapters: one table, so that optimizer, checkpoint and export see the same names.
 
+use std::collections::HashMap;
+
 use burn::tensor::{DType, Tensor};
 
 use crate::ops::weight::PackedWeight;
@@ -69,13 +71,16 @@ impl Parameter {
 #[derive(Clone, Debug, Default)]
 pub struct Parameters {
     list: Vec<Parameter>,
+    by_name: HashMap<String, ParameterId>,
 }
 
 impl Parameters {
     /// Adds one and returns its index.
     pub fn add(&mut self, parameter: Parameter) -> ParameterId {
+        let id = ParameterId(self.list.len());
+        self.by_name.entry(parameter.name.clone()).or_insert(id);
         self.list.push(parameter);
-        ParameterId(self.list.len() - 1)
+        id
     }
 
     /// The parameter of an index.
@@ -114,10 +119,7 @@ impl Parameters {
 
     /// The index of a name.
     pub fn find(&self, name: &str) -> Option<ParameterId> {
-        self.list
-            .iter()
-            .position(|parameter| parameter.name == name)
-            .map(ParameterId)
+        self.by_name.get(name).copied()
     }
 
     /// All of them with their indices.

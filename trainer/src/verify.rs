@@ -42,13 +42,15 @@ struct Reference {
     input_ids: Vec<u32>,
     position_ids: Vec<u32>,
     boundaries: Vec<usize>,
+    /// Whether rows hold several sequences.
+    packed: bool,
     /// Where each token stands in the padded batch.
     places: Vec<usize>,
     labels: Option<Vec<i32>>,
 }
 
 /// Runs the reference's input and compares everything the file holds. Positions where the attention mask is 0 are left
-/// out.
+/// out. Where the file has `position_ids`, a sequence begins wherever they are 0, so that rows may be packed.
 pub fn verify(model: &Model, path: &Path, tolerance: Tolerance) -> Result<Vec<Comparison>, TrainError> {
     let languages = model.adapter_languages();
     if !languages.is_empty() {
@@ -60,8 +62,12 @@ pub fn verify(model: &Model, path: &Path, tolerance: Tolerance) -> Result<Vec<Co
     }
     let file = TensorsFile::open(path)?;
     let reference = read(model, &file, path)?;
-    // Positions are columns of the padded batch, and lengths its width, as in Transformers.
-    let rope_length = RopeLength::Fixed(reference.length);
+    // Positions are columns of the padded batch, and lengths its width, as in Transformers; packed sequences count for themselves.
+    let rope_length = if reference.packed {
+        RopeLength::Own
+    } else {
+        RopeLength::Fixed(reference.length)
+    };
     let (ids, positions) = (&reference.input_ids, &reference.position_ids);
     let inputs = Inputs::new(
         &model.config,
@@ -137,14 +143,27 @@ fn read(model: &Model, file: &TensorsFile, path: &Path) -> Result<Reference, Tra
             )
         })
     };
+    let given = same_shape("position_ids")?;
+    let position = |place: &usize| match &given {
+        Some(given) => given[*place] as u32,
+        None => (place % length) as u32,
+    };
     let mut boundaries = vec![0];
     boundaries.extend((1..=batch).map(|row| places.partition_point(|place| *place < row * length)));
     boundaries.dedup();
+    let rows = boundaries.len();
+    if given.is_some() {
+        let starts = (0..places.len()).filter(|index| position(&places[*index]) == 0);
+        boundaries.extend(starts);
+        boundaries.sort_unstable();
+        boundaries.dedup();
+    }
     Ok(Reference {
         batch,
         length,
         input_ids: places.iter().map(token).collect::<Result<_, _>>()?,
-        position_ids: places.iter().map(|place| (place % length) as u32).collect(),
+        position_ids: places.iter().map(position).collect(),
+        packed: boundaries.len() > rows,
         boundaries,
         labels: labels.map(|labels| places.iter().map(|place| labels[*place] as i32).collect()),
         places,

@@ -146,7 +146,8 @@ fn check_same(first: &ModelFolder, other: &ModelFolder) -> Result<(), Checkpoint
         if found == shape {
             continue;
         }
-        let is_vocabulary = ["embed_tokens.", "lm_head."].iter().any(|part| name.contains(part));
+        let vocabulary = [first.config().embedding_weight(), first.config().head.layer.weight()];
+        let is_vocabulary = vocabulary.iter().any(|own| first.spelling(own) == name);
         let advice = if is_vocabulary && found.get(1..) == shape.get(1..) {
             "the vocabularies are of different sizes, so that rows mean different tokens: merge models of one tokenizer"
         } else {

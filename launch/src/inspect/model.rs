@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use interlingua_checkpoints::config::ModelConfig;
+use interlingua_checkpoints::families::options;
 use serde_json::{Value, json};
 
 use super::tensors::Totals;
@@ -21,6 +23,8 @@ pub(super) fn facts(folder: &Path) -> Result<Facts, Failure> {
             .filter(|value| !value.is_null())
             .unwrap_or_else(|| get(&config, old))
     };
+    // An architecture that is not supported is shown as its file has it, and the refusal with it.
+    let known = ModelConfig::from_json(&config, &folder.join("config.json"));
     let mut facts = object([
         ("kind", json!("model")),
         ("path", json!(folder)),
@@ -40,6 +44,15 @@ pub(super) fn facts(folder: &Path) -> Result<Facts, Failure> {
         ),
         ("stored_as", either("dtype", "torch_dtype")),
     ]);
+    match &known {
+        Ok(known) => {
+            facts.extend(shape(known));
+            facts.insert("options".to_owned(), options_of(known));
+        }
+        Err(problem) => {
+            facts.insert("not_supported".to_owned(), json!(problem.to_string()));
+        }
+    }
     if let Some(quantised) = quantised(&get(&config, "quantization_config")) {
         facts.insert("quantised".to_owned(), json!(quantised));
     }
@@ -57,6 +70,38 @@ pub(super) fn facts(folder: &Path) -> Result<Facts, Failure> {
     facts.insert("chat_template".to_owned(), json!(tokenizer::has_chat_template(folder)));
     facts.insert("folder".to_owned(), json!({ "bytes": folder_size(folder) }));
     Ok(facts)
+}
+
+/// Sizes as the family reads them: by whatever names its files have, and with its defaults.
+fn shape(config: &ModelConfig) -> Facts {
+    let attention = config.blocks.first().map(|block| &block.attention);
+    let mut inner: Vec<usize> = config.blocks.iter().flat_map(|block| block.mlp.inner_sizes()).collect();
+    inner.sort_unstable();
+    inner.dedup();
+    object([
+        ("layers", json!(config.num_hidden_layers)),
+        ("hidden_size", json!(config.hidden_size)),
+        (
+            "intermediate_size",
+            if inner.len() == 1 {
+                json!(inner[0])
+            } else {
+                json!(inner)
+            },
+        ),
+        ("heads", json!(attention.map(|attention| attention.heads))),
+        ("key_value_heads", json!(attention.map(|attention| attention.kv_heads))),
+        ("vocabulary", json!(config.vocab_size)),
+        ("positions", json!(config.max_position_embeddings)),
+        ("tied_head", json!(config.tie_word_embeddings)),
+    ])
+}
+
+/// The options of the family that the model uses (docs/support-matrix.md).
+fn options_of(config: &ModelConfig) -> Value {
+    let options = options::of(config).into_iter();
+    let options = options.map(|(name, value)| (name.to_string(), json!(value)));
+    Value::Object(options.collect())
 }
 
 /// How the weights are quantised, from the config's word on it.

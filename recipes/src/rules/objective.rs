@@ -149,6 +149,9 @@ fn one_auxiliary(recipe: &Recipe, key: &str, auxiliary: &Auxiliary, findings: &m
             "is missing: batch_size and max_length are those of a source. Name it, or leave them out.",
         );
     }
+    if auxiliary.kind == AuxiliaryKind::Router {
+        return of_router(recipe, auxiliary, &mut report);
+    }
     let needs_source = matches!(auxiliary.kind, AuxiliaryKind::Lens | AuxiliaryKind::WordAlignment);
     if needs_source && auxiliary.source.is_none() {
         report(
@@ -189,6 +192,29 @@ fn one_auxiliary(recipe: &Recipe, key: &str, auxiliary: &Auxiliary, findings: &m
     }
     if auxiliary.source.is_none() && !needs_source {
         on_the_batch(recipe, auxiliary, &mut report);
+    }
+}
+
+/// The loss of routers goes with the passes of the main data.
+fn of_router(recipe: &Recipe, auxiliary: &Auxiliary, report: &mut impl FnMut(&str, &str)) {
+    if auxiliary.every > 0 {
+        report(
+            "every",
+            "takes turns with the main loss, but routers are balanced where the main data passes. Write 0.",
+        );
+    }
+    if auxiliary.scope == Scope::Step {
+        report(
+            "scope",
+            "is \"step\", but each micro-batch is balanced by itself, as in Transformers. Leave it out.",
+        );
+    }
+    let all = recipe.objective.auxiliary.iter();
+    if all.filter(|other| other.kind == AuxiliaryKind::Router).count() > 1 {
+        report(
+            "kind",
+            "is \"router\" more than once, and one balances all routers. Keep one of them.",
+        );
     }
 }
 

@@ -41,6 +41,7 @@ impl Placement<'_> {
         let mut placing = Placing {
             placement: self,
             device,
+            head: model.head.name.clone(),
             parameters: &mut parameters,
         };
         let result = put(model, &mut placing);
@@ -61,6 +62,8 @@ impl Placement<'_> {
 pub(super) struct Placing<'a> {
     placement: Placement<'a>,
     device: Device,
+    /// Path of the model's head.
+    head: String,
     /// The model's parameters.
     pub(super) parameters: &'a mut Parameters,
 }
@@ -92,10 +95,11 @@ impl Placing<'_> {
     /// Puts an adapter on a linear layer.
     pub(super) fn push(&self, linear: &mut Linear, adapter: Adapter) -> Result<(), TrainError> {
         let adapter = self.placement.for_rows(adapter);
-        if linear.name == "lm_head" && adapter.language.is_some() {
-            return Err(TrainError::Setup(
-                "an adapter for one language cannot sit on the head (lm_head); choose other adapter.targets".into(),
-            ));
+        if linear.name == self.head && adapter.language.is_some() {
+            return Err(TrainError::Setup(format!(
+                "an adapter for one language cannot sit on the head ({}); choose other adapter.targets",
+                self.head
+            )));
         }
         let is_dora = |adapter: &ForRows<Adapter>| matches!(adapter.adapter, Adapter::Dora(_));
         let shares_rows = |other: &ForRows<Adapter>| {
@@ -142,6 +146,7 @@ pub fn attach(model: &mut Model, adapter: &AnyAdapter, placement: Placement) -> 
 }
 
 fn attach_peft(model: &mut Model, folder: &AdapterFolder, placement: Placement) -> Result<(), TrainError> {
+    let folder = &folder.on(&model.config)?;
     let config = folder.config();
     if let (Some(language), false) = (placement.language, config.modules_to_save.is_empty()) {
         return Err(TrainError::Setup(format!(
@@ -190,9 +195,11 @@ fn attach_peft(model: &mut Model, folder: &AdapterFolder, placement: Placement) 
 
 fn attach_bottlenecks(model: &mut Model, folder: &OwnAdapter, placement: Placement) -> Result<(), TrainError> {
     let hidden = model.config.hidden_size;
-    let name = |block: usize, part: &str| format!("model.layers.{block}.{part}");
     let blocks = model.blocks.len();
-    if folder.shape(&name(blocks, "adapter_down.weight")).is_some() {
+    // The blocks' paths differ in their numbers alone.
+    let behind = model.blocks.last().and_then(|block| block.path.rsplit_once('.'));
+    let behind = behind.map(|(path, _)| format!("{path}.{blocks}.adapter_down.weight"));
+    if behind.is_some_and(|behind| folder.shape(&behind).is_some()) {
         return Err(TrainError::Setup(format!(
             "{}: the adapter has more blocks than this model, which has {blocks}; it was trained on another one ({})",
             folder.path().display(),
@@ -200,18 +207,18 @@ fn attach_bottlenecks(model: &mut Model, folder: &OwnAdapter, placement: Placeme
         )));
     }
     placement.put(model, |model, placing| {
-        for (index, block) in model.blocks.iter_mut().enumerate() {
-            let down = name(index, "adapter_down.weight");
+        for block in &mut model.blocks {
+            let module = block.path.clone();
             let inner = folder
-                .shape(&down)
+                .shape(&format!("{module}.adapter_down.weight"))
                 .and_then(|shape| shape.first().copied())
                 .unwrap_or(0);
             let mut add = |part: &str, shape: Vec<usize>| -> Result<ParameterId, TrainError> {
-                let values = folder.read_f32(&name(index, part), &shape)?;
-                Ok(placing.add(&format!("model.layers.{index}"), part, shape, values))
+                let values = folder.read_f32(&format!("{module}.{part}"), &shape)?;
+                Ok(placing.add(&module, part, shape, values))
             };
             let bottleneck = Bottleneck {
-                name: name(index, "adapter"),
+                name: format!("{module}.adapter"),
                 down: add("adapter_down.weight", vec![inner, hidden])?,
                 up: add("adapter_up.weight", vec![hidden, inner])?,
                 dropout: placement.dropout,
@@ -234,7 +241,7 @@ fn attach_steering(model: &mut Model, folder: &OwnAdapter, placement: Placement)
         ))
     })?;
     placement.put(model, |model, placing| {
-        let module = format!("model.layers.{}", layer - 1);
+        let module = model.blocks[layer - 1].path.clone();
         let values = folder.read_f32(&format!("{module}.steering_vector"), &[hidden])?;
         let vector = placing.add(&module, "steering_vector", vec![hidden], values);
         let scale = description.scale.unwrap_or(1.0) as f32;
@@ -249,9 +256,10 @@ fn attach_steering(model: &mut Model, folder: &OwnAdapter, placement: Placement)
 pub fn saved_modules(model: &Model, modules: &[String]) -> Result<Vec<ParameterId>, TrainError> {
     let mut all = Vec::new();
     for module in modules {
-        if model.config.tie_word_embeddings
-            && ["lm_head", "embed_tokens", "model.embed_tokens"].contains(&module.as_str())
-        {
+        let is_an_end = |path: &str| path == module || path.rsplit('.').next() == Some(module);
+        let config = &model.config;
+        let ends = [&config.embedding.path, &config.head.layer.path];
+        if config.tie_word_embeddings && ends.into_iter().any(|path| is_an_end(path)) {
             return Err(TrainError::Setup(format!(
                 "adapter.modules_to_save: `{module}` is tied to the other end of this model (tie_word_embeddings); \
                  train it with train.parameters instead"

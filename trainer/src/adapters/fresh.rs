@@ -1,6 +1,8 @@
 //! Puts new adapters on a model, as a recipe says.
 
 use burn::tensor::Tensor;
+use interlingua_checkpoints::blocks::BlockConfig;
+use interlingua_checkpoints::config::ModelConfig;
 use interlingua_recipes::{Adapter as AdapterRecipe, AdapterKind, Selector};
 
 use super::Adapter;
@@ -45,11 +47,13 @@ fn on_linears(model: &mut Model, recipe: &AdapterRecipe, seed: u64, placement: P
     let scale = scale(recipe.rank, recipe.alpha, recipe.rslora);
     let mut found = 0;
     placement.put(model, |model, placing| {
+        let config = model.config.clone();
         let targets = model
             .linears_mut()
-            .filter(|linear| is_target(linear, selector.as_ref()));
+            .filter(|linear| is_target(&config, linear, selector.as_ref()));
         for linear in targets {
             found += 1;
+            check_dora(&config, linear, recipe.kind)?;
             let (name, rank) = (linear.name.clone(), recipe.rank);
             let a = initial_a(seed, &format!("{name}.lora_A.weight"), rank, linear.inputs);
             let a = placing.add(&name, "lora_A.weight", vec![rank, linear.inputs], a);
@@ -86,8 +90,8 @@ fn bottlenecks(model: &mut Model, recipe: &AdapterRecipe, seed: u64, placement: 
     let hidden = model.config.hidden_size;
     let inner = (hidden / recipe.reduction.unwrap_or(1)).max(1);
     placement.put(model, |model, placing| {
-        for (index, block) in model.blocks.iter_mut().enumerate() {
-            let module = format!("model.layers.{index}");
+        for block in &mut model.blocks {
+            let module = block.path.clone();
             let down = initial_a(seed, &format!("{module}.adapter_down.weight"), inner, hidden);
             let bottleneck = Bottleneck {
                 name: format!("{module}.adapter"),
@@ -109,7 +113,7 @@ fn bottlenecks(model: &mut Model, recipe: &AdapterRecipe, seed: u64, placement: 
 fn steering(model: &mut Model, recipe: &AdapterRecipe, placement: Placement) -> Result<(), TrainError> {
     let (hidden, layer) = (model.config.hidden_size, layer_of(recipe, &model.config)?);
     placement.put(model, |model, placing| {
-        let module = format!("model.layers.{}", layer - 1);
+        let module = model.blocks[layer - 1].path.clone();
         let vector = placing.add(&module, "steering_vector", vec![hidden], vec![0.0; hidden]);
         let scale = recipe.scale.unwrap_or(1.0) as f32;
         let steering = placement.for_rows(Steering { vector, scale });
@@ -118,10 +122,23 @@ fn steering(model: &mut Model, recipe: &AdapterRecipe, placement: Placement) -> 
     })
 }
 
-/// "all-linear" is every linear layer but the head, as in PEFT.
-fn is_target(linear: &Linear, selector: Option<&Selector>) -> bool {
+/// PEFT knows no DoRA on what routes and on experts, so that nobody could load one.
+fn check_dora(config: &ModelConfig, linear: &Linear, kind: AdapterKind) -> Result<(), TrainError> {
+    let mut mlps = config.blocks.iter().filter(|block| block.mlp.experts().is_some());
+    let is_routed = |block: &BlockConfig| block.mlp.linears().iter().any(|own| own.path == linear.name);
+    if kind != AdapterKind::Dora || !mlps.any(is_routed) {
+        return Ok(());
+    }
+    Err(TrainError::Setup(format!(
+        "adapter.kind is \"dora\", and `{}` belongs to a mixture of experts, where PEFT and vLLM read LoRA alone; set adapter.kind \
+         = \"lora\", or choose adapter.targets without experts and routers, such as the projections of the attention",
+        linear.name
+    )))
+}
+
+fn is_target(config: &ModelConfig, linear: &Linear, selector: Option<&Selector>) -> bool {
     match selector {
-        None => linear.name != "lm_head",
+        None => config.is_all_linear(&linear.name),
         Some(selector) => selector.selects(&linear.name),
     }
 }

@@ -7,6 +7,7 @@ use interlingua_checkpoints::atomic::write_atomically;
 use interlingua_checkpoints::dtype::{Dtype, HostTensor};
 use interlingua_checkpoints::own_adapter::{Below, Description, OwnAdapter};
 use interlingua_checkpoints::peft::{AdapterConfig, AdapterFolder, CONFIG};
+use interlingua_checkpoints::peft_experts::for_peft;
 use interlingua_recipes::{AdapterKind, Recipe, Route};
 use serde_json::{Value, json};
 
@@ -61,7 +62,9 @@ fn write_copy(
         let parameter = model.parameters.get(id);
         tensors.push((parameter.name.clone(), host_tensor(parameter, Dtype::F32)));
     }
-    AdapterFolder::write(folder, &adapter_config(recipe, model, language)?, tensors, &readme)?;
+    let mut config = adapter_config(recipe, model, language)?;
+    let tensors = for_peft(&mut config, tensors, &model.config);
+    AdapterFolder::write(folder, &config, tensors, &readme)?;
     if !description.under.is_empty() || description.quantization.is_some() {
         description.write(folder)?;
     }
@@ -113,8 +116,8 @@ fn trained_tensors(model: &Model) -> Vec<TrainedTensor<'_>> {
             }
         }
     }
-    for (index, block) in model.blocks.iter().enumerate() {
-        let name = |part: &str| format!("model.layers.{index}.{part}");
+    for block in &model.blocks {
+        let name = |part: &str| format!("{}.{part}", block.path);
         for bottleneck in &block.bottlenecks {
             let language = bottleneck.language.as_deref();
             tensors.push(tensor(name("adapter_down.weight"), language, bottleneck.adapter.down));
@@ -138,7 +141,10 @@ fn adapter_config(recipe: &Recipe, model: &Model, language: Option<&str>) -> Res
             .unwrap_or_else(|| path.clone())
     });
     let alpha_pattern = match begun.filter(|path| path.join(CONFIG).is_file()) {
-        Some(path) => AdapterFolder::open(&path)?.config().alpha_pattern.clone(),
+        Some(path) => {
+            let begun = AdapterFolder::open(&path)?.on(&model.config)?;
+            begun.config().alpha_pattern.clone()
+        }
         None => BTreeMap::new(),
     };
     let is_trained = |linear: &&Linear| {
@@ -149,10 +155,11 @@ fn adapter_config(recipe: &Recipe, model: &Model, language: Option<&str>) -> Res
     };
     let last = |linear: &Linear| linear.name.rsplit('.').next().unwrap_or_default().to_owned();
     let names: BTreeSet<String> = model.linears().filter(is_trained).map(last).collect();
-    // Names are exact where every module of a name has an adapter; else the paths themselves are listed.
-    let exact = model
-        .linears()
-        .all(|linear| names.contains(&last(linear)) == is_trained(&linear));
+    // Names are exact where every module of a name has an adapter; else the paths themselves are listed. PEFT leaves out by itself
+    // what it does not take for "all-linear".
+    let left_out = |linear: &Linear| model.config.has_experts() && !model.config.is_all_linear(&linear.name);
+    let mut linears = model.linears();
+    let exact = linears.all(|linear| names.contains(&last(linear)) == is_trained(&linear) || left_out(linear));
     let targets: Value = if exact {
         json!(names)
     } else {
@@ -169,6 +176,7 @@ fn adapter_config(recipe: &Recipe, model: &Model, language: Option<&str>) -> Res
         use_rslora: adapter.rslora,
         use_dora: adapter.kind == AdapterKind::Dora,
         alpha_pattern,
+        target_parameters: Vec::new(),
     })
 }
 

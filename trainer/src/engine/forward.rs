@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, IndexingUpdateOp, Tensor};
+use burn::tensor::Tensor;
 
 use super::gradients::Gradients;
 use super::inputs::Inputs;
 use super::keeping::{Keeping, KeptInput};
 use super::pass::Pass;
-use super::tiles::TiledBlock;
+use super::routing::Routing;
+use super::tiles::{RoutedBackward, TiledBlock, backward_from_finished, routing};
 use crate::models::Model;
-use crate::ops::seed::backward_from;
+use crate::models::decoder::Finished;
+use crate::parameters::ParameterId;
 
 /// What a block of the forward pass leaves for the backward pass.
 enum Kept<'a> {
@@ -24,17 +26,22 @@ enum Kept<'a> {
 struct Part<'a> {
     /// A leaf when something below needs its gradient, else a constant.
     input: Tensor<2>,
-    output: Tensor<2>,
+    output: Finished,
     pass: Pass<'a>,
 }
 
 impl Part<'_> {
     /// Adds the gradients of the part's parameters, and returns that of its input where asked for.
-    fn backward(self, gradient: Tensor<2>, gradients: &mut Gradients) -> Option<Tensor<2>> {
-        if !self.output.is_autodiff() {
+    fn backward(
+        self,
+        gradient: Tensor<2>,
+        by_probability: Option<&[f32]>,
+        gradients: &mut Gradients,
+    ) -> Option<Tensor<2>> {
+        if !self.output.output.is_autodiff() {
             return None;
         }
-        let mut graph = backward_from(self.output, gradient);
+        let mut graph = backward_from_finished(self.output, gradient, by_probability);
         self.pass.collect(&mut graph, gradients);
         if self.input.is_autodiff() {
             self.input.grad_remove(&mut graph)
@@ -51,12 +58,14 @@ pub struct Forward<'a> {
     inputs: &'a Inputs,
     /// The lowest block that something is trained in or below; the number of blocks when there is none.
     lowest: usize,
-    trains_embedding: bool,
+    trains_stem: bool,
     /// For each block from the lowest one on.
     kept: Vec<Kept<'a>>,
     /// The final norm, where the pass reaches it.
     norm: Option<Part<'a>>,
     hidden: BTreeMap<usize, Tensor<2>>,
+    /// What the routers of mixtures of experts made of the tokens, by block.
+    routing: BTreeMap<usize, Routing>,
 }
 
 impl<'a> Forward<'a> {
@@ -64,8 +73,9 @@ impl<'a> Forward<'a> {
     pub fn run(model: &'a Model, inputs: &'a Inputs, boundaries: &[usize], keeping: Keeping) -> Self {
         let blocks = model.blocks.len();
         let last = boundaries.iter().copied().max().unwrap_or(0);
-        let trains_embedding = model.parameters.get(model.embedding).trainable;
-        let lowest = if trains_embedding {
+        let trains = |id: &ParameterId| model.parameters.get(*id).trainable;
+        let trains_stem = model.stem.parameters().iter().any(trains);
+        let lowest = if trains_stem {
             Some(0)
         } else {
             lowest_trainable_block(model)
@@ -74,10 +84,11 @@ impl<'a> Forward<'a> {
             model,
             inputs,
             lowest: lowest.unwrap_or(blocks),
-            trains_embedding,
+            trains_stem,
             kept: Vec::new(),
             norm: None,
             hidden: BTreeMap::new(),
+            routing: BTreeMap::new(),
         };
         let mut x = model.embed(inputs, &forward.pass(false));
         for index in 0..blocks.min(last) {
@@ -86,10 +97,14 @@ impl<'a> Forward<'a> {
             // Blocks below the lowest trainable parameter keep nothing.
             if index >= forward.lowest && !keeping.recompute {
                 let part = forward.build(x, index);
-                x = part.output.clone().without_autodiff();
+                x = part.output.output.clone().without_autodiff();
+                let routed = part.output.routed.as_ref().map(std::slice::from_ref);
+                let routing = routed.and_then(|routed| routing(index, routed));
+                forward.routing.extend(routing.map(|routing| (index, routing)));
                 forward.kept.push(Kept::Graph(Box::new(part)));
             } else {
-                let output = TiledBlock::new(model, index, inputs).forward(&x);
+                let (output, routing) = TiledBlock::new(model, index, inputs).forward(&x);
+                forward.routing.extend(routing.map(|routing| (index, routing)));
                 if index >= forward.lowest {
                     forward.kept.push(Kept::Input(Box::new(KeptInput::new(x, keeping))));
                 }
@@ -100,6 +115,7 @@ impl<'a> Forward<'a> {
             let (input, pass) = (forward.leaf(x, blocks), forward.pass(true));
             let output = model.final_norm(input.clone(), &pass);
             x = output.clone().without_autodiff();
+            let output = Finished { output, routed: None };
             forward.norm = Some(Part { input, output, pass });
         }
         forward.keep_hidden(last, &x, boundaries);
@@ -114,9 +130,24 @@ impl<'a> Forward<'a> {
         &self.hidden[&boundary]
     }
 
+    /// What the routers of the blocks that ran made of the tokens; nothing without mixtures of experts.
+    pub fn routing(&self) -> impl Iterator<Item = &Routing> {
+        self.routing.values()
+    }
+
     /// Goes back from gradients `[tokens, hidden]` of the loss by hidden states, and adds the gradients of all trainable
     /// parameters below them to `gradients`.
-    pub fn backward(mut self, at: Vec<(usize, Tensor<2>)>, gradients: &mut Gradients) {
+    pub fn backward(self, at: Vec<(usize, Tensor<2>)>, gradients: &mut Gradients) {
+        self.backward_with_routers(at, None, gradients);
+    }
+
+    /// The same with the gradient of the loss by the probability of each expert, `[experts]`, which holds for all tokens and blocks.
+    pub fn backward_with_routers(
+        mut self,
+        at: Vec<(usize, Tensor<2>)>,
+        by_probability: Option<&[f32]>,
+        gradients: &mut Gradients,
+    ) {
         let mut by_boundary = BTreeMap::<usize, Tensor<2>>::new();
         for (boundary, gradient) in at {
             let sum = match by_boundary.remove(&boundary) {
@@ -128,7 +159,7 @@ impl<'a> Forward<'a> {
         let blocks = self.model.blocks.len();
         let mut gradient = None;
         if let (Some(norm), Some(above)) = (self.norm.take(), by_boundary.remove(&blocks)) {
-            gradient = norm.backward(above, gradients);
+            gradient = norm.backward(above, None, gradients);
         }
         let kept = std::mem::take(&mut self.kept);
         for (index, kept) in (self.lowest..self.lowest + kept.len()).zip(kept).rev() {
@@ -138,19 +169,28 @@ impl<'a> Forward<'a> {
                 self.model.bring_ahead(index - 1);
             }
             gradient = match kept {
-                Kept::Graph(part) => part.backward(above, gradients),
+                Kept::Graph(part) => part.backward(above, by_probability, gradients),
                 Kept::Input(x) => {
                     let x = x.restore(self.model.dtype);
                     let block = TiledBlock::new(self.model, index, self.inputs);
-                    block.backward(&x, above, self.leads_further(index), gradients)
+                    let routed = self.routing.get(&index).map(|routing| RoutedBackward {
+                        choices: &routing.choices,
+                        by_probability,
+                    });
+                    block.backward(&x, above, self.leads_further(index), routed, gradients)
                 }
             };
             self.model.reduce_spread(index, gradients);
         }
-        if self.trains_embedding
+        if self.trains_stem
             && let Some(gradient) = add(gradient, by_boundary.remove(&0))
         {
-            self.embedding_gradient(gradient, gradients);
+            let passes = (&self.pass(false), self.pass(true));
+            let parameters = &self.model.parameters;
+            let trains = |id| parameters.get(id).trainable;
+            self.model
+                .stem
+                .backward(gradient, self.inputs, passes, trains, gradients);
         }
     }
 
@@ -161,7 +201,7 @@ impl<'a> Forward<'a> {
 
     /// Whether something below part `index` is trained, so that its input needs a gradient.
     fn leads_further(&self, index: usize) -> bool {
-        self.trains_embedding || index > self.lowest
+        self.trains_stem || index > self.lowest
     }
 
     fn leaf(&self, x: Tensor<2>, index: usize) -> Tensor<2> {
@@ -182,16 +222,6 @@ impl<'a> Forward<'a> {
         if boundaries.contains(&boundary) {
             self.hidden.insert(boundary, x.clone());
         }
-    }
-
-    fn embedding_gradient(&self, gradient: Tensor<2>, gradients: &mut Gradients) {
-        let model = self.model;
-        let [_, hidden_size] = gradient.dims();
-        let vocabulary = model.config.vocab_size;
-        let rows = Tensor::<2>::zeros([vocabulary, hidden_size], (&model.device, DType::F32));
-        let ids = self.inputs.input_ids.clone();
-        let rows = rows.select_assign(0, ids, gradient.cast(DType::F32), IndexingUpdateOp::Add);
-        gradients.add(model.embedding, rows.reshape([vocabulary * hidden_size]));
     }
 }
 

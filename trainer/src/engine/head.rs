@@ -100,11 +100,11 @@ pub fn log_probs_with_gradient(
         let (positions, tokens) = (&targets.positions[range.clone()], &targets.tokens[range.clone()]);
         let index = rows(positions, hidden);
         let selected = hidden.clone().select(0, index.clone());
-        let selected_gradient = if trains || !model.head.adapters.is_empty() {
+        let selected_gradient = if trains || !model.head.adapters.is_empty() || model.config.head.softcap.is_some() {
             let keys = token_keys.map(|keys| positions.iter().map(|position| keys[*position as usize]).collect());
             let pass = Pass::new(&model.parameters, model.dtype, true, keys);
             let selected = selected.autodiff().require_grad();
-            let logits = model.head.forward(selected.clone(), &pass);
+            let logits = model.logits_in(selected.clone(), &pass);
             let (chunk, gradient) = softmax_cross_entropy(logits.clone().inner(), tokens, &weights[range]);
             log_probs.extend(chunk);
             let mut graph = backward_from(logits, gradient);
@@ -115,7 +115,11 @@ pub fn log_probs_with_gradient(
             let weight = model.plain_pass().weight(model.head.weight);
             let (chunk, gradient) = softmax_cross_entropy(model.logits(selected), tokens, &weights[range]);
             log_probs.extend(chunk);
-            Some(input_gradient(gradient, &weight))
+            let gradient = input_gradient(gradient, &weight);
+            Some(match model.config.head.scale {
+                Some(scale) => gradient * scale,
+                None => gradient,
+            })
         };
         if let Some(gradient) = selected_gradient {
             hidden_gradient = hidden_gradient.select_assign(0, index, gradient, IndexingUpdateOp::Add);

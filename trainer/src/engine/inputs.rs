@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use interlingua_checkpoints::config::ModelConfig;
-use interlingua_checkpoints::rope::inv_freq;
+use interlingua_checkpoints::rope::{Rope, inv_freq};
 
 use super::languages::LanguageRows;
-use crate::ops::attention::AttentionLayout;
 use crate::ops::dropout::Dropout;
 use crate::ops::rotary::RotaryTable;
 
@@ -21,8 +20,10 @@ pub struct Inputs {
     pub token_ids: Arc<[u32]>,
     /// Where sequences begin: first 0, last `tokens`.
     pub boundaries: Arc<[usize]>,
-    /// Rotations of queries and keys.
-    pub rotary: RotaryTable,
+    /// Where each token stands in its sequence.
+    pub position_ids: Arc<[u32]>,
+    /// Rotations of queries and keys, for each of the model's ropes.
+    pub rotary: Arc<[RotaryTable]>,
     /// One key per token, for dropout; absent when nothing is dropped.
     pub token_keys: Option<Arc<[u64]>>,
     /// Which rows belong to which language; absent when that is not known, and then adapters of one language stand still.
@@ -53,7 +54,12 @@ impl Inputs {
             input_ids: Tensor::from_data(TensorData::new(ids, [input_ids.len()]), device),
             token_ids: input_ids.into(),
             boundaries: boundaries.into(),
-            rotary: rotary_table(config, position_ids, boundaries, rope_length, device),
+            position_ids: position_ids.into(),
+            rotary: config
+                .ropes
+                .iter()
+                .map(|rope| rotary_table(rope, position_ids, boundaries, rope_length, device))
+                .collect(),
             token_keys: None,
             languages: None,
         }
@@ -84,11 +90,16 @@ impl Inputs {
             input_ids: self.input_ids.clone().narrow(0, tokens.start, tokens.len()),
             token_ids: self.token_ids[tokens.clone()].into(),
             boundaries: [0, tokens.len()].into(),
-            rotary: RotaryTable {
-                cos: narrow(&self.rotary.cos),
-                sin: narrow(&self.rotary.sin),
-                interleaved: self.rotary.interleaved,
-            },
+            position_ids: self.position_ids[tokens.clone()].into(),
+            rotary: self
+                .rotary
+                .iter()
+                .map(|table| RotaryTable {
+                    cos: narrow(&table.cos),
+                    sin: narrow(&table.sin),
+                    interleaved: table.interleaved,
+                })
+                .collect(),
             token_keys: self.token_keys.as_ref().map(|keys| keys[tokens.clone()].into()),
             languages: self
                 .languages
@@ -101,33 +112,22 @@ impl Inputs {
     pub fn tokens(&self) -> usize {
         self.boundaries.last().copied().unwrap_or(0)
     }
-
-    /// The layout of one block's attention.
-    pub fn attention(&self, window: Option<usize>, scale: f32) -> AttentionLayout {
-        AttentionLayout {
-            boundaries: self.boundaries.clone(),
-            window,
-            scale,
-            softcap: None,
-            slopes: None,
-        }
-    }
 }
 
 fn rotary_table(
-    config: &ModelConfig,
+    rope: &Rope,
     position_ids: &[u32],
     boundaries: &[usize],
     length: RopeLength,
     device: &Device,
 ) -> RotaryTable {
     let table = |positions: &[u32], length: usize| {
-        let (frequencies, attention_factor) = inv_freq(&config.rope, config.head_dim, length);
-        RotaryTable::new(&frequencies, attention_factor, positions, false, device)
+        let (frequencies, attention_factor) = inv_freq(rope, length);
+        RotaryTable::new(&frequencies, attention_factor, positions, rope.interleaved, device)
     };
     match length {
         RopeLength::Fixed(length) => table(position_ids, length),
-        RopeLength::Own if !config.rope.depends_on_length() => table(position_ids, 0),
+        RopeLength::Own if !rope.depends_on_length() => table(position_ids, 0),
         RopeLength::Own => {
             let tables = boundaries.windows(2).map(|range| {
                 let positions = &position_ids[range[0]..range[1]];
@@ -137,7 +137,7 @@ fn rotary_table(
             RotaryTable {
                 cos: Tensor::cat(cos, 0),
                 sin: Tensor::cat(sin, 0),
-                interleaved: false,
+                interleaved: rope.interleaved,
             }
         }
     }

@@ -74,6 +74,23 @@ impl LanguageRows {
         }
     }
 
+    /// The rows of gathered tokens, counted as they stand there.
+    pub fn of_rows(&self, rows: &[u32]) -> Self {
+        let within = |known: &RowsOfLanguage| {
+            let places = (0..).zip(rows).filter(|(_, row)| known.rows.binary_search(row).is_ok());
+            let rows: Vec<u32> = places.map(|(place, _)| place).collect();
+            (!rows.is_empty()).then(|| RowsOfLanguage {
+                language: known.language.clone(),
+                rows,
+                index: OnceLock::new(),
+            })
+        };
+        Self {
+            tokens: rows.len(),
+            languages: self.languages.iter().filter_map(within).collect(),
+        }
+    }
+
     /// The rows of an adapter that is for a language, or for all rows when it names none; `None` when no row is its own.
     /// Without knowing the languages of rows, an adapter that is for one language has none.
     pub fn of<'a>(languages: Option<&'a Self>, language: Option<&str>) -> Option<Rows<'a>> {

@@ -10,5 +10,6 @@ pub mod inputs;
 pub mod keeping;
 pub mod languages;
 pub mod pass;
+pub mod routing;
 pub mod step;
 pub mod tiles;

@@ -1,6 +1,7 @@
 //! One run through one part: hands out parameters, as leaves of the part's graph when gradients are asked for.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Gradients as BurnGradients, Tensor};
@@ -18,7 +19,7 @@ pub struct Pass<'a> {
     tracked: bool,
     /// One key per token of the batch; absent when nothing is to be dropped.
     token_keys: Option<Arc<[u64]>>,
-    leaves: RefCell<Vec<(ParameterId, Tensor<1>)>>,
+    leaves: Rc<RefCell<Vec<(ParameterId, Tensor<1>)>>>,
 }
 
 impl<'a> Pass<'a> {
@@ -29,8 +30,30 @@ impl<'a> Pass<'a> {
             dtype,
             tracked,
             token_keys,
-            leaves: RefCell::default(),
+            leaves: Rc::default(),
         }
+    }
+
+    /// The same pass for gathered tokens; its leaves are this one's.
+    pub fn of_rows(&self, rows: &[u32]) -> Self {
+        let gathered = |keys: &Arc<[u64]>| rows.iter().map(|row| keys[*row as usize]).collect();
+        Self {
+            parameters: self.parameters,
+            dtype: self.dtype,
+            tracked: self.tracked,
+            token_keys: self.token_keys.as_ref().map(gathered),
+            leaves: Rc::clone(&self.leaves),
+        }
+    }
+
+    /// What is computed in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Rows of a table.
+    pub fn rows_of(&self, id: ParameterId) -> usize {
+        self.parameters.get(id).shape[0]
     }
 
     /// A parameter as a vector, in the compute dtype.
@@ -85,7 +108,7 @@ impl<'a> Pass<'a> {
 
     /// Moves the gradients of this pass's leaves to where they add up.
     pub fn collect(self, from: &mut BurnGradients, into: &mut Gradients) {
-        for (id, leaf) in self.leaves.into_inner() {
+        for (id, leaf) in self.leaves.take() {
             if let Some(gradient) = leaf.grad_remove(from) {
                 into.add(id, gradient);
             }

@@ -3,13 +3,16 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Gradients as BurnGradients, Tensor, TensorData};
 
 use super::gradients::Gradients;
 use super::inputs::Inputs;
 use super::pass::Pass;
+use super::routing::{Choices, Routing};
 use crate::models::Model;
-use crate::models::decoder::{Block, Projected};
+use crate::models::attention::Projected;
+use crate::models::decoder::{Block, Finished};
+use crate::models::experts::Routed;
 use crate::ops::seed::backward_from;
 
 /// Tokens of a tile on a CPU: enough that its matrix products run at full speed.
@@ -71,28 +74,35 @@ impl<'a> TiledBlock<'a> {
         )
     }
 
-    /// x `[tokens, hidden]` to the block's output, without a graph.
-    pub fn forward(&self, x: &Tensor<2>) -> Tensor<2> {
-        let attended = self.project(x).attend(&self.block.attention(self.inputs));
-        joined(self.tiles.iter().map(|(tokens, inputs)| {
+    /// x `[tokens, hidden]` to the block's output, without a graph; and what its router made of the tokens, where it has one.
+    pub fn forward(&self, x: &Tensor<2>) -> (Tensor<2>, Option<Routing>) {
+        let attended = self.project(x).attend(&self.block.attention.layout(self.inputs));
+        let mut routed = Vec::new();
+        let output = joined(self.tiles.iter().map(|(tokens, inputs)| {
             let (x, attended) = (rows(x, tokens), rows(&attended, tokens));
-            self.block.finish(x, attended, inputs, &self.pass(inputs, false))
-        }))
+            let finished = self.block.finish(x, attended, inputs, &self.pass(inputs, false), None);
+            routed.extend(finished.routed);
+            finished.output
+        }));
+        (output, routing(self.index, &routed))
     }
 
     /// Adds the gradients of the block's parameters, made from its input x and the gradient of its output (both
-    /// `[tokens, hidden]`), and returns the gradient of its input where that is asked for.
+    /// `[tokens, hidden]`), and returns the gradient of its input where that is asked for. `routed`: the experts that the forward
+    /// pass chose, and the gradient of the loss by each expert's probability, the same for all tokens, where a loss asks for it.
     pub fn backward(
         &self,
         x: &Tensor<2>,
         gradient: Tensor<2>,
         input_wanted: bool,
+        routed: Option<RoutedBackward>,
         gradients: &mut Gradients,
     ) -> Option<Tensor<2>> {
         let trains = |id: &_| self.model.parameters.get(*id).trainable;
         let before = input_wanted || self.block.projecting_parameters().iter().any(trains);
         let (attended, leaves) = self.attend(x, before);
-        let (by_input, by_attended) = self.finish_backward(x, &attended, gradient, input_wanted, before, gradients);
+        let (by_input, by_attended) =
+            self.finish_backward(x, &attended, gradient, [input_wanted, before], routed, gradients);
         let (Some(leaves), Some(by_attended)) = (leaves, by_attended) else {
             return by_input;
         };
@@ -127,7 +137,7 @@ impl<'a> TiledBlock<'a> {
     /// The attention's output over x; with its graph, and the leaves below it, where its gradient is needed.
     fn attend(&self, x: &Tensor<2>, tracked: bool) -> (Tensor<2>, Option<Projected>) {
         let projected = self.project(x);
-        let layout = self.block.attention(self.inputs);
+        let layout = self.block.attention.layout(self.inputs);
         if !tracked {
             return (projected.attend(&layout), None);
         }
@@ -147,8 +157,8 @@ impl<'a> TiledBlock<'a> {
         x: &Tensor<2>,
         attended: &Tensor<2>,
         gradient: Tensor<2>,
-        input_wanted: bool,
-        attended_wanted: bool,
+        [input_wanted, attended_wanted]: [bool; 2],
+        routed: Option<RoutedBackward>,
         gradients: &mut Gradients,
     ) -> (Option<Tensor<2>>, Option<Tensor<2>>) {
         let attended = plain(attended);
@@ -157,11 +167,15 @@ impl<'a> TiledBlock<'a> {
             let pass = self.pass(inputs, true);
             let x = leaf_if(rows(x, tokens), input_wanted);
             let attended = leaf_if(rows(&attended, tokens), attended_wanted);
-            let output = self.block.finish(x.clone(), attended.clone(), inputs, &pass);
-            if !output.is_autodiff() {
+            let choices = routed.map(|routed| routed.choices.tile(tokens));
+            let finished = self
+                .block
+                .finish(x.clone(), attended.clone(), inputs, &pass, choices.as_ref());
+            if !finished.output.is_autodiff() {
                 return (None, None);
             }
-            let mut graph = backward_from(output, rows(&gradient, tokens));
+            let by_probability = routed.and_then(|routed| routed.by_probability);
+            let mut graph = backward_from_finished(finished, rows(&gradient, tokens), by_probability);
             pass.collect(&mut graph, gradients);
             by_input.extend(input_wanted.then(|| x.grad_remove(&mut graph)).flatten());
             by_attended.extend(attended_wanted.then(|| attended.grad_remove(&mut graph)).flatten());
@@ -202,6 +216,58 @@ impl<'a> TiledBlock<'a> {
         }
         whole(by_input)
     }
+}
+
+/// What the backward pass through a mixture of experts reads of the forward pass.
+#[derive(Clone, Copy)]
+pub struct RoutedBackward<'a> {
+    /// The experts that were chosen.
+    pub choices: &'a Choices,
+    /// The gradient of the loss by each expert's probability, `[experts]`, the same for all tokens.
+    pub by_probability: Option<&'a [f32]>,
+}
+
+/// The backward pass from a block's output, and from its router's probabilities where a loss reads them.
+pub fn backward_from_finished(
+    finished: Finished,
+    gradient: Tensor<2>,
+    by_probability: Option<&[f32]>,
+) -> BurnGradients {
+    let probabilities = finished.routed.map(|routed| routed.probabilities);
+    match (probabilities.filter(Tensor::is_autodiff), by_probability) {
+        (Some(probabilities), Some(by_probability)) => {
+            // One root for both of them.
+            let [tokens, experts] = probabilities.dims();
+            let (device, dtype) = (gradient.device(), gradient.dtype());
+            let row = TensorData::new(by_probability.to_vec(), [1, experts]);
+            let row = Tensor::<2>::from_data(row, (&device, DType::F32)).cast(dtype);
+            let seeds = vec![gradient, row.expand([tokens, experts])];
+            backward_from(
+                Tensor::cat(vec![finished.output, probabilities.cast(dtype)], 1),
+                Tensor::cat(seeds, 1),
+            )
+        }
+        _ => backward_from(finished.output, gradient),
+    }
+}
+
+/// What is kept of how a block's tiles were routed.
+pub fn routing(block: usize, tiles: &[Routed]) -> Option<Routing> {
+    let choices: Vec<Choices> = tiles.iter().map(|routed| routed.choices.clone()).collect();
+    let mut sums: Vec<f64> = Vec::new();
+    for routed in tiles {
+        let [_, experts] = routed.probabilities.dims();
+        sums.resize(experts, 0.0);
+        let values = routed.probabilities.clone().without_autodiff().into_data();
+        for (index, value) in values.iter::<f32>().enumerate() {
+            sums[index % experts] += f64::from(value);
+        }
+    }
+    Some(Routing {
+        block,
+        choices: Choices::joined(&choices)?,
+        probabilities: sums,
+    })
 }
 
 impl Drop for TiledBlock<'_> {

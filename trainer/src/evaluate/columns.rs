@@ -141,6 +141,7 @@ fn likelihoods(answers: &[Answer]) -> Vec<Column<'_>> {
             loss,
             supervised,
             bytes,
+            ..
         } => Some((answer, vec![loss, supervised as f64, bytes as f64])),
         _ => None,
     });

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use interlingua_checkpoints::blocks::BlockConfig;
 use interlingua_data::batch::MicroBatch;
 use interlingua_data::dataset::Dataset;
 use interlingua_data::tokenizer::Tokenizer;
@@ -9,6 +10,7 @@ use interlingua_data::tokenizer::Tokenizer;
 use super::perplexity::BATCH_TOKENS;
 use super::scores::{Scores, Scoring};
 use crate::engine::head::{Targets, log_probs};
+use crate::engine::routing::ExpertUse;
 use crate::error::TrainError;
 use crate::models::Model;
 use crate::train::main_loss::{Company, MainLoss, Totals, boundaries};
@@ -57,11 +59,16 @@ pub(super) fn heldout_losses(
     batches.iter().for_each(|batch| main.count(data, batch, &mut totals));
     let mut tally = Tally::default();
     let mut bytes = vec![0; data.languages().len()];
+    let mut used = vec![ExpertUse::default(); data.languages().len()];
     for (_, batch) in batches.iter().enumerate().filter(|(number, _)| deal.is_mine(*number)) {
         let boundaries = boundaries(batch);
         let (inputs, _) = inputs_and_targets(model, batch, data.languages());
         let targets = main.targets(data, batch, &boundaries, false);
-        let log_probs = log_probs(model, &model.last_hidden_state(&inputs, None), &targets.targets);
+        let (hidden, routing) = model.routed_hidden_state(&inputs);
+        for sequence in &batch.sequences {
+            used[usize::from(sequence.language)].add(&routing, &sequence.range());
+        }
+        let log_probs = log_probs(model, &hidden, &targets.targets);
         let models = (model, reference);
         let company = (&totals, &Company::NONE);
         let evaluated = main.evaluate(models, (data, batch), (&targets, &log_probs), 1.0, company);
@@ -72,6 +79,7 @@ pub(super) fn heldout_losses(
     }
     tally.add_up(data.languages(), deal.collectives());
     let bytes = summed(bytes, deal);
+    let used = summed_use(used, model, deal);
     let (by_language, _) = tally.finish(!main.is_linear());
     let index = |language: &str| data.languages().iter().position(|known| known == language);
     let mut scoring = Scoring::new(ANCHOR);
@@ -93,6 +101,9 @@ pub(super) fn heldout_losses(
         metrics
             .iter()
             .for_each(|(name, value)| scoring.set(&language, name, *value));
+        if let Some(index) = index(&language) {
+            scoring.set_experts(&language, &used[index]);
+        }
         scoring.row.items.insert(language, sum.samples);
     }
     Ok(scoring.finish())
@@ -103,6 +114,35 @@ fn summed(counts: Vec<u64>, deal: Deal) -> Vec<u64> {
     let mut values: Vec<f64> = counts.into_iter().map(|count| count as f64).collect();
     deal.add_up(&mut values);
     values.into_iter().map(|value| value as u64).collect()
+}
+
+/// The use of experts, added up over the processes that share the work.
+fn summed_use(used: Vec<ExpertUse>, model: &Model, deal: Deal) -> Vec<ExpertUse> {
+    let of_block = |block: &BlockConfig| block.mlp.experts().map_or(0, |experts| experts.experts.len());
+    let experts: Vec<usize> = model.config.blocks.iter().map(of_block).collect();
+    let of_language = |used: ExpertUse| {
+        let mut all = ExpertUse {
+            counts: experts.iter().map(|experts| vec![0; *experts]).collect(),
+        };
+        all.add_all(&used.counts);
+        all.counts.into_iter().flatten()
+    };
+    let counts = summed(used.into_iter().flat_map(of_language).collect(), deal);
+    let each = experts.iter().sum::<usize>().max(1);
+    let of_language = |counts: &[u64]| {
+        let mut rest = counts;
+        let mut take = |experts: &usize| {
+            let (own, behind) = rest.split_at(*experts);
+            rest = behind;
+            own.to_vec()
+        };
+        ExpertUse {
+            counts: experts.iter().map(&mut take).collect(),
+        }
+    };
+    let mut used: Vec<ExpertUse> = counts.chunks(each).map(of_language).collect();
+    used.resize(used.len().max(1), ExpertUse::default());
+    used
 }
 
 /// Bytes of the text of each language's targets.

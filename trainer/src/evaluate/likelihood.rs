@@ -4,7 +4,7 @@ use super::perplexity::BATCH_TOKENS;
 use crate::engine::head::{Targets, log_probs};
 use crate::engine::inputs::{Inputs, RopeLength};
 use crate::models::Model;
-use crate::models::decoder::KeyValues;
+use crate::models::attention::KeyValues;
 
 /// A prompt and the texts that may follow it, as tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +57,7 @@ pub(super) fn branch_log_probs(model: &Model, items: &[&Branches], languages: &[
 
 fn batch(model: &Model, items: &[&Branches], languages: &[&str]) -> Vec<Vec<f64>> {
     // Rotations that depend on the length of the whole sequence cannot be shared.
-    if model.config.rope.depends_on_length() || items.iter().any(|item| item.prefix.is_empty()) {
+    if model.config.depends_on_length() || items.iter().any(|item| item.prefix.is_empty()) {
         return whole(model, items, languages);
     }
     let mut sums: Vec<Vec<f64>> = items.iter().map(|item| vec![0.0; item.branches.len()]).collect();

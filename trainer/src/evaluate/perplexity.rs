@@ -1,5 +1,7 @@
 //! Perplexity: loss, perplexity and bits per byte of the supervised tokens. Bits per byte can be compared across tokenizers.
 
+use std::collections::BTreeMap;
+
 use interlingua_data::DataError;
 use interlingua_data::batch::MicroBatch;
 use interlingua_data::task::TaskRow;
@@ -10,6 +12,7 @@ use super::scores::{Scores, Scoring};
 use super::setting::Setting;
 use super::work::{Answer, Said, Work};
 use crate::engine::head::{Targets, log_probs};
+use crate::engine::routing::ExpertUse;
 use crate::error::TrainError;
 use crate::models::Model;
 use crate::train::reference::sequence_of;
@@ -76,9 +79,14 @@ impl Work for Perplexity {
 
     fn answer(&self, model: &Model, numbers: &[usize]) -> Result<Vec<Answer>, TrainError> {
         let mut losses = vec![(0.0, 0); numbers.len()];
+        let mut used = vec![ExpertUse::default(); numbers.len()];
         let mut run = |batch: &MicroBatch| {
             let (inputs, targets) = inputs_and_targets(model, batch, &self.languages);
-            let log_probs = log_probs(model, &model.last_hidden_state(&inputs, None), &targets);
+            let (hidden, routing) = model.routed_hidden_state(&inputs);
+            for sequence in &batch.sequences {
+                used[sequence.sample as usize].add(&routing, &sequence.range());
+            }
+            let log_probs = log_probs(model, &hidden, &targets);
             for (position, log_prob) in targets.positions.iter().zip(log_probs) {
                 let sum = &mut losses[batch.sequences[sequence_of(batch, *position)].sample as usize];
                 *sum = (sum.0 - f64::from(log_prob), sum.1 + 1);
@@ -97,7 +105,8 @@ impl Work for Perplexity {
         if open.tokens() > 0 {
             run(&open);
         }
-        let answers = numbers.iter().zip(losses).map(|(number, (loss, supervised))| {
+        let sums = losses.into_iter().zip(used);
+        let answers = numbers.iter().zip(sums).map(|(number, ((loss, supervised), used))| {
             let item = &self.items[*number];
             Answer {
                 number: *number,
@@ -108,6 +117,7 @@ impl Work for Perplexity {
                     loss,
                     supervised,
                     bytes: item.bytes,
+                    experts: used.counts,
                 },
             }
         });
@@ -115,7 +125,16 @@ impl Work for Perplexity {
     }
 
     fn score(&self, answers: &[Answer]) -> Scores {
-        Scoring::of(&self.task, answers).finish()
+        let mut scoring = Scoring::of(&self.task, answers);
+        let mut used = BTreeMap::<&str, ExpertUse>::new();
+        for answer in answers {
+            if let Said::Likelihood { experts, .. } = &answer.said {
+                used.entry(&answer.language).or_default().add_all(experts);
+            }
+        }
+        used.iter()
+            .for_each(|(language, used)| scoring.set_experts(language, used));
+        scoring.finish()
     }
 
     fn fingerprint(&self) -> blake3::Hash {

@@ -8,6 +8,7 @@ use interlingua_recipes::Task;
 
 use super::columns::{Column, Statistics, columns};
 use super::work::Answer;
+use crate::engine::routing::ExpertUse;
 use crate::train::metrics::EvalRow;
 
 /// Metrics of which less is better.
@@ -93,6 +94,14 @@ impl Scoring {
         if layers > 0 {
             series.insert(MEAN.to_owned(), means);
             self.row.layers.insert(name.to_owned(), series);
+        }
+    }
+
+    /// How a language's tokens were routed, where they were.
+    pub(super) fn set_experts(&mut self, language: &str, used: &ExpertUse) {
+        if let Some(entropy) = used.entropy() {
+            self.set(language, "expert_entropy", entropy);
+            self.row.experts.insert(language.to_owned(), used.shares());
         }
     }
 

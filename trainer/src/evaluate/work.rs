@@ -82,6 +82,9 @@ pub enum Said {
         supervised: u64,
         /// Bytes of their text.
         bytes: u64,
+        /// Tokens that passed through each expert of each block, where the model has experts.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        experts: Vec<Vec<u64>>,
     },
     /// Whether each sentence of a language finds its translation in the anchor's, and the other way round: for each layer a text with
     /// a 1 or a 0 for each sentence.

@@ -1,3 +1,4 @@
 //! Layers that blocks are built of.
 
 pub mod linear;
+pub mod norm;

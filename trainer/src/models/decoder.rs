@@ -1,164 +1,131 @@
-//! The decoder block of Llama, Qwen2, Qwen3 and Mistral, with what sets them apart as parameters: biases, grouped
-//! queries, QK-norm, sliding window. Which family has what is read in `checkpoints::config`.
+//! The decoder block of every family, with what sets them apart as parts that are there or not: norms before and behind, fused or
+//! separate projections, kinds of MLP, residual connections. Which family has what is read in `checkpoints::families`.
 
 use burn::tensor::Tensor;
 
+use super::attention::{Attention, KeyValues, Projected};
+use super::experts::Routed;
+use super::mlp::Mlp;
 use crate::adapters::ForRows;
 use crate::adapters::bottleneck::Bottleneck;
 use crate::adapters::steering::Steering;
 use crate::engine::inputs::Inputs;
 use crate::engine::pass::Pass;
+use crate::engine::routing::Choices;
 use crate::layers::linear::Linear;
-use crate::ops::activation::{Activation, gated};
-use crate::ops::attention::{AttentionLayout, attention, attention_cached};
-use crate::ops::rms_norm::rms_norm;
-use crate::ops::rotary::rotary;
+use crate::layers::norm::Norm;
 use crate::parameters::ParameterId;
 
-/// One block: `h = x + attention(norm(x))`, `y = h + mlp(norm(h))`, and what adapters do to y.
+/// One block. One after the other: `h = x + attention(norm(x))`, `y = h + mlp(norm(h))`. Side by side:
+/// `y = x + attention(norm(x)) + mlp(norm(x))`. Then what adapters do to y.
 #[derive(Clone, Debug)]
 pub struct Block {
+    /// Path of the module, such as `model.layers.0`.
+    pub path: String,
     /// Norm before the attention.
-    pub input_layernorm: ParameterId,
-    /// Queries, `[heads * head_dim, hidden]`.
-    pub q_proj: Linear,
-    /// Keys, `[kv_heads * head_dim, hidden]`.
-    pub k_proj: Linear,
-    /// Values, `[kv_heads * head_dim, hidden]`.
-    pub v_proj: Linear,
-    /// Output of the attention, `[hidden, heads * head_dim]`.
-    pub o_proj: Linear,
-    /// Norm over each head of queries and keys (Qwen3).
-    pub qk_norm: Option<(ParameterId, ParameterId)>,
-    /// Norm before the MLP.
-    pub post_attention_layernorm: ParameterId,
-    /// Gate of the MLP, `[intermediate, hidden]`.
-    pub gate_proj: Linear,
-    /// Values of the MLP, `[intermediate, hidden]`.
-    pub up_proj: Linear,
-    /// Output of the MLP, `[hidden, intermediate]`.
-    pub down_proj: Linear,
-    /// Size of a head.
-    pub head_dim: usize,
-    /// Sliding window of the attention.
-    pub window: Option<usize>,
-    /// Epsilon of the norms.
-    pub norm_epsilon: f64,
+    pub input_norm: Option<Norm>,
+    /// The attention.
+    pub attention: Attention,
+    /// Norm of the attention's output.
+    pub attention_output_norm: Option<Norm>,
+    /// Norm before the MLP. Without one a block whose parts stand side by side gives its MLP what its attention reads.
+    pub mlp_norm: Option<Norm>,
+    /// The MLP.
+    pub mlp: Mlp,
+    /// Norm of the MLP's output.
+    pub mlp_output_norm: Option<Norm>,
+    /// Whether attention and MLP stand side by side.
+    pub parallel: bool,
+    /// Whether the residual connections begin behind the norms.
+    pub residual_after_norm: bool,
     /// Bottleneck adapters after the block, each over what the one before gives.
     pub bottlenecks: Vec<ForRows<Bottleneck>>,
     /// Vectors added to the block's output.
     pub steering: Vec<ForRows<Steering>>,
 }
 
-/// Keys and values of the tokens a block has seen, `[tokens, kv_heads, head_dim]`, for one sequence.
-#[derive(Clone, Debug, Default)]
-pub struct KeyValues {
-    keys: Option<Tensor<3>>,
-    values: Option<Tensor<3>>,
+/// A block's output `[tokens, hidden]`, and from a mixture of experts how it routed.
+pub struct Finished {
+    /// The output.
+    pub output: Tensor<2>,
+    /// How tokens were routed.
+    pub routed: Option<Routed>,
 }
 
-impl KeyValues {
-    /// Appends and returns all of them.
-    fn extend(&mut self, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let join = |seen: Option<Tensor<3>>, new| match seen {
-            Some(seen) => Tensor::cat(vec![seen, new], 0),
-            None => new,
-        };
-        let (keys, values) = (join(self.keys.take(), keys), join(self.values.take(), values));
-        self.keys = Some(keys.clone());
-        self.values = Some(values.clone());
-        (keys, values)
-    }
-}
-
-/// Queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]` of a block, rotated.
-#[derive(Clone, Debug)]
-pub struct Projected {
-    /// Queries.
-    pub q: Tensor<3>,
-    /// Keys.
-    pub k: Tensor<3>,
-    /// Values.
-    pub v: Tensor<3>,
-}
-
-impl Projected {
-    /// The attention's output `[tokens, heads * head_dim]`, each sequence by itself.
-    pub fn attend(self, layout: &AttentionLayout) -> Tensor<2> {
-        attention(self.q, self.k, self.v, layout)
-    }
-
-    /// The same for sequences that go on after what they have seen.
-    fn attend_after(self, seen: &mut [KeyValues], layout: &AttentionLayout) -> Tensor<2> {
-        let (mut keys, mut values, mut boundaries) = (Vec::new(), Vec::new(), vec![0]);
-        for (seen, range) in seen.iter_mut().zip(layout.boundaries.windows(2)) {
-            let (start, length) = (range[0], range[1] - range[0]);
-            let of_sequence = |x: &Tensor<3>| x.clone().narrow(0, start, length);
-            let (k, v) = seen.extend(of_sequence(&self.k), of_sequence(&self.v));
-            boundaries.push(boundaries[boundaries.len() - 1] + k.dims()[0]);
-            keys.push(k);
-            values.push(v);
-        }
-        let (keys, values) = (Tensor::cat(keys, 0), Tensor::cat(values, 0));
-        attention_cached(self.q, keys, values, &boundaries.into(), layout)
+fn normed(norm: Option<&Norm>, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+    match norm {
+        Some(norm) => norm.forward(x, pass),
+        None => x,
     }
 }
 
 impl Block {
     /// x `[tokens, hidden]` to `[tokens, hidden]`. With `seen`, one for each sequence, the sequences go on after it.
-    pub fn forward(&self, x: Tensor<2>, inputs: &Inputs, pass: &Pass, seen: Option<&mut [KeyValues]>) -> Tensor<2> {
+    pub fn forward(&self, x: Tensor<2>, inputs: &Inputs, pass: &Pass, seen: Option<&mut [KeyValues]>) -> Finished {
         let projected = self.project(x.clone(), inputs, pass);
-        let layout = self.attention(inputs);
+        let layout = self.attention.layout(inputs);
         let attended = match seen {
             None => projected.attend(&layout),
             Some(seen) => projected.attend_after(seen, &layout),
         };
-        self.finish(x, attended, inputs, pass)
+        self.finish(x, attended, inputs, pass, None)
     }
 
     /// What stands before the attention, token by token: x `[tokens, hidden]` to queries, keys and values.
     pub fn project(&self, x: Tensor<2>, inputs: &Inputs, pass: &Pass) -> Projected {
-        let languages = inputs.languages.as_deref();
-        let normed = rms_norm(x, pass.vector(self.input_layernorm), self.norm_epsilon, 0.0);
-        let q = self.heads(
-            self.q_proj.forward_by_language(normed.clone(), pass, languages),
-            self.qk_norm.map(|norms| norms.0),
-            pass,
-        );
-        let k = self.heads(
-            self.k_proj.forward_by_language(normed.clone(), pass, languages),
-            self.qk_norm.map(|norms| norms.1),
-            pass,
-        );
-        let v = self.heads(self.v_proj.forward_by_language(normed, pass, languages), None, pass);
-        Projected {
-            q: rotary(q, &inputs.rotary),
-            k: rotary(k, &inputs.rotary),
-            v,
-        }
-    }
-
-    /// Which keys the queries of this block see.
-    pub fn attention(&self, inputs: &Inputs) -> AttentionLayout {
-        inputs.attention(self.window, (self.head_dim as f32).powf(-0.5))
+        let input = match &self.input_norm {
+            Some(norm) => norm.forward(x, pass),
+            // A step of its own in the graph: what projections give back adds up before the residual connection's gradient
+            // comes to it, as it does where the block is computed again.
+            None if x.is_autodiff() => x * 1.0,
+            None => x,
+        };
+        self.attention.project(input, inputs, pass)
     }
 
     /// What stands behind the attention, token by token: the block's input x and the attention's output
-    /// `[tokens, heads * head_dim]` to the block's output `[tokens, hidden]`.
-    pub fn finish(&self, x: Tensor<2>, attended: Tensor<2>, inputs: &Inputs, pass: &Pass) -> Tensor<2> {
+    /// `[tokens, heads * head_dim]` to the block's output `[tokens, hidden]`. `choices`: the experts, where an earlier pass has
+    /// chosen them.
+    pub fn finish(
+        &self,
+        x: Tensor<2>,
+        attended: Tensor<2>,
+        inputs: &Inputs,
+        pass: &Pass,
+        choices: Option<&Choices>,
+    ) -> Finished {
         let languages = inputs.languages.as_deref();
-        let h = x + self.o_proj.forward_by_language(attended, pass, languages);
-        let norm = |x: Tensor<2>| rms_norm(x, pass.vector(self.post_attention_layernorm), self.norm_epsilon, 0.0);
-        let normed = norm(h.clone());
-        let inner = gated(
-            self.gate_proj.forward_by_language(normed.clone(), pass, languages),
-            self.up_proj.forward_by_language(normed, pass, languages),
-            Activation::Silu,
-        );
-        let mut output = h + self.down_proj.forward_by_language(inner, pass, languages);
+        let attended = self.attention.output.forward_by_language(attended, pass, languages);
+        let attended = normed(self.attention_output_norm.as_ref(), attended, pass);
+        let (residual, input) = if self.parallel {
+            let norm = self.mlp_norm.as_ref().or(self.input_norm.as_ref());
+            let input = normed(norm, x.clone(), pass);
+            (x + attended, input)
+        } else {
+            let residual = if self.residual_after_norm {
+                normed(self.input_norm.as_ref(), x, pass)
+            } else {
+                x
+            };
+            let h = residual + attended;
+            let input = normed(self.mlp_norm.as_ref(), h.clone(), pass);
+            (if self.residual_after_norm { input.clone() } else { h }, input)
+        };
+        let (change, routed) = self.mlp.forward(input, pass, languages, choices);
+        let output = residual + normed(self.mlp_output_norm.as_ref(), change, pass);
+        Finished {
+            output: self.adapted(output, inputs, pass),
+            routed,
+        }
+    }
+
+    /// What the adapters behind the block make of its output.
+    fn adapted(&self, mut output: Tensor<2>, inputs: &Inputs, pass: &Pass) -> Tensor<2> {
+        let languages = inputs.languages.as_deref();
         for bottleneck in &self.bottlenecks {
             if let Some(rows) = bottleneck.rows(languages) {
-                let change = bottleneck.adapter.change(norm(rows.select(&output)), pass, rows);
+                let input = normed(self.norm_of_bottleneck(), rows.select(&output), pass);
+                let change = bottleneck.adapter.change(input, pass, rows);
                 output = rows.add(output, change);
             }
         }
@@ -171,71 +138,57 @@ impl Block {
         output
     }
 
+    /// The norm through which a bottleneck adapter reads the output: that before the MLP, or what the block has in its place.
+    fn norm_of_bottleneck(&self) -> Option<&Norm> {
+        let norms = [&self.mlp_norm, &self.input_norm, &self.mlp_output_norm];
+        norms.into_iter().flatten().next()
+    }
+
     /// The parameters that [`Self::project`] reads.
     pub fn projecting_parameters(&self) -> Vec<ParameterId> {
-        let head_norms = self.qk_norm.iter().flat_map(|(q, k)| [*q, *k]);
-        [self.input_layernorm]
-            .into_iter()
-            .chain(head_norms)
-            .chain(
-                [&self.q_proj, &self.k_proj, &self.v_proj]
-                    .into_iter()
-                    .flat_map(Linear::parameters),
-            )
-            .collect()
+        let norm = self.input_norm.iter().flat_map(Norm::parameters);
+        norm.chain(self.attention.projecting_parameters()).collect()
     }
 
-    /// `[tokens, heads * head_dim]` to `[tokens, heads, head_dim]`, each head normed where the model does that.
-    fn heads(&self, x: Tensor<2>, norm: Option<ParameterId>, pass: &Pass) -> Tensor<3> {
-        let [tokens, features] = x.dims();
-        let heads = features / self.head_dim;
-        match norm {
-            None => x.reshape([tokens, heads, self.head_dim]),
-            Some(norm) => {
-                let rows = x.reshape([tokens * heads, self.head_dim]);
-                rms_norm(rows, pass.vector(norm), self.norm_epsilon, 0.0).reshape([tokens, heads, self.head_dim])
-            }
-        }
-    }
-
-    /// The linear layers by their path within the block.
-    pub fn linears(&self) -> [&Linear; 7] {
-        [
-            &self.q_proj,
-            &self.k_proj,
-            &self.v_proj,
-            &self.o_proj,
-            &self.gate_proj,
-            &self.up_proj,
-            &self.down_proj,
-        ]
+    /// The linear layers, in the order in which they compute.
+    pub fn linears(&self) -> Vec<&Linear> {
+        let mut linears = self.attention.projecting();
+        linears.push(&self.attention.output);
+        linears.extend(self.mlp.linears());
+        linears
     }
 
     /// The same, to put adapters on.
-    pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
-        [
-            &mut self.q_proj,
-            &mut self.k_proj,
-            &mut self.v_proj,
-            &mut self.o_proj,
-            &mut self.gate_proj,
-            &mut self.up_proj,
-            &mut self.down_proj,
-        ]
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let Attention {
+            projections, output, ..
+        } = &mut self.attention;
+        let mut linears = projections.linears_mut();
+        linears.push(output);
+        linears.extend(self.mlp.linears_mut());
+        linears
+    }
+
+    /// The norms.
+    pub fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let own = [
+            &self.input_norm,
+            &self.attention_output_norm,
+            &self.mlp_norm,
+            &self.mlp_output_norm,
+        ];
+        let of_heads = self.attention.qk_norm.iter().flatten();
+        own.into_iter().flatten().chain(of_heads)
     }
 
     /// Every parameter the block reads.
     pub fn parameters(&self) -> Vec<ParameterId> {
-        let norms = [self.input_layernorm, self.post_attention_layernorm].into_iter();
-        let head_norms = self.qk_norm.iter().flat_map(|(q, k)| [*q, *k]);
-        norms
-            .chain(head_norms)
+        let bottlenecks = self.bottlenecks.iter();
+        self.norms()
+            .flat_map(Norm::parameters)
             .chain(self.linears().into_iter().flat_map(Linear::parameters))
-            .chain(
-                self.bottlenecks
-                    .iter()
-                    .flat_map(|bottleneck| bottleneck.adapter.parameters()),
-            )
+            .chain(self.mlp.own_parameters())
+            .chain(bottlenecks.flat_map(|bottleneck| bottleneck.adapter.parameters()))
             .chain(self.steering.iter().map(|steering| steering.adapter.vector))
             .collect()
     }

@@ -4,16 +4,26 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use interlingua_checkpoints::config::ModelConfig;
+use interlingua_checkpoints::blocks::{
+    ActivationKind, AttentionConfig, BlockConfig, GatedConfig, LinearConfig, MlpConfig, NormConfig, NormKind,
+    Positions, Projections as ProjectionsConfig,
+};
+use interlingua_checkpoints::config::{AddedPositions, ModelConfig};
 use interlingua_checkpoints::model_folder::ModelFolder;
 use interlingua_checkpoints::packed::Quantization;
 
 use super::Model;
+use super::attention::{Attention, Projections, alibi_slopes};
 use super::decoder::Block;
-use super::weights::{Role, WeightSource};
+use super::experts::Experts;
+use super::mlp::{Gated, Mlp, PlainActivation, fixed};
+use super::stem::{Stem, StemPositions};
+use super::weights::{Initial, Role, WeightSource};
 use crate::collectives::Collectives;
 use crate::error::TrainError;
 use crate::layers::linear::Linear;
+use crate::layers::norm::Norm;
+use crate::ops::activation::Activation;
 use crate::parameters::{Parameter, ParameterId, Parameters};
 
 /// Where the weights come from.
@@ -67,32 +77,30 @@ impl Storage<'_> {
 /// When the weights cannot be read, or have other shapes than the config says.
 pub fn load(config: &ModelConfig, weights: &Weights, storage: &Storage) -> Result<Model, TrainError> {
     let mut builder = Builder {
-        config,
         weights: WeightSource::new(config, weights, storage)?,
         parameters: Parameters::default(),
     };
-    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-    let role = if config.tie_word_embeddings {
-        Role::Head
-    } else {
-        Role::Embedding
-    };
-    let embedding = builder.parameter("model.embed_tokens.weight", vec![vocab, hidden], role)?;
-    let blocks = (0..config.num_hidden_layers)
-        .map(|index| builder.block(index))
+    let stem = builder.stem(config)?;
+    let blocks = config
+        .blocks
+        .iter()
+        .map(|block| builder.block(block))
         .collect::<Result<_, _>>()?;
-    let norm = builder.parameter("model.norm.weight", vec![hidden], Role::Vector)?;
+    let norm = builder.norm(&config.norm)?;
     let head = if config.tie_word_embeddings {
+        let LinearConfig {
+            path, inputs, outputs, ..
+        } = &config.head.layer;
         Linear {
-            name: "lm_head".into(),
-            inputs: hidden,
-            outputs: vocab,
-            weight: embedding,
+            name: path.clone(),
+            inputs: *inputs,
+            outputs: *outputs,
+            weight: stem.embedding,
             bias: None,
             adapters: Vec::new(),
         }
     } else {
-        builder.linear("lm_head".into(), [vocab, hidden], false, Role::Head)?
+        builder.linear(&config.head.layer, Role::Head)?
     };
     let parameters = builder.parameters;
     Ok(Model {
@@ -100,7 +108,7 @@ pub fn load(config: &ModelConfig, weights: &Weights, storage: &Storage) -> Resul
         device: storage.device.clone(),
         dtype: storage.dtype,
         parameters,
-        embedding,
+        stem,
         blocks,
         norm,
         head,
@@ -108,94 +116,231 @@ pub fn load(config: &ModelConfig, weights: &Weights, storage: &Storage) -> Resul
 }
 
 struct Builder<'a> {
-    config: &'a ModelConfig,
     weights: WeightSource<'a>,
     parameters: Parameters,
 }
 
 impl Builder<'_> {
-    fn parameter(&mut self, name: &str, shape: Vec<usize>, role: Role) -> Result<ParameterId, TrainError> {
-        let value = self.weights.value(name, &shape, role)?;
+    fn parameter(
+        &mut self,
+        name: &str,
+        shape: Vec<usize>,
+        role: Role,
+        initial: Initial,
+    ) -> Result<ParameterId, TrainError> {
+        let value = self.weights.value(name, &shape, role, initial)?;
+        let constant = role == Role::Constant;
         Ok(self.parameters.add(Parameter {
             name: name.to_owned(),
             shape,
             value,
-            trainable: self.weights.trains(name),
+            trainable: !constant && self.weights.trains(name),
             adapter: false,
-            frozen: false,
+            frozen: constant,
         }))
     }
 
-    fn vector(&mut self, name: &str, length: usize) -> Result<ParameterId, TrainError> {
-        self.parameter(name, vec![length], Role::Vector)
+    /// A small vector with its initial value.
+    fn vector(&mut self, name: &str, shape: Vec<usize>, initial: f32) -> Result<ParameterId, TrainError> {
+        self.parameter(name, shape, Role::Vector, Initial::Constant(initial))
     }
 
-    fn linear(
-        &mut self,
-        name: String,
-        [outputs, inputs]: [usize; 2],
-        bias: bool,
-        role: Role,
-    ) -> Result<Linear, TrainError> {
-        let weight = self.parameter(&format!("{name}.weight"), vec![outputs, inputs], role)?;
-        let bias = bias
-            .then(|| self.vector(&format!("{name}.bias"), outputs))
+    fn stem(&mut self, config: &ModelConfig) -> Result<Stem, TrainError> {
+        let role = if config.tie_word_embeddings {
+            Role::Head
+        } else {
+            Role::Embedding
+        };
+        let shape = vec![config.vocab_size, config.hidden_size];
+        let embedding = self.parameter(&config.embedding_weight(), shape, role, Initial::Normal)?;
+        let positions = match &config.embedding.positions {
+            AddedPositions::None => StemPositions::None,
+            AddedPositions::Learned { path, count } => StemPositions::Learned {
+                table: self.parameter(
+                    &format!("{path}.weight"),
+                    vec![*count, config.hidden_size],
+                    Role::Vector,
+                    Initial::Normal,
+                )?,
+                count: *count,
+            },
+            AddedPositions::Sinusoidal { offset, zero } => StemPositions::Sinusoidal {
+                offset: *offset,
+                zero: *zero,
+            },
+        };
+        Ok(Stem {
+            embedding,
+            scale: config.embedding.scale.map(|scale| scale as f32),
+            positions,
+            norm: self.optional_norm(config.embedding.norm.as_ref())?,
+        })
+    }
+
+    fn norm(&mut self, norm: &NormConfig) -> Result<Norm, TrainError> {
+        let (initial, has_bias) = match norm.kind {
+            NormKind::Rms { offset } => (1.0 - offset, false),
+            NormKind::Layer { bias } => (1.0, bias),
+        };
+        let weight = self.vector(&format!("{}.weight", norm.path), norm.shape.clone(), initial)?;
+        let bias = has_bias
+            .then(|| self.vector(&format!("{}.bias", norm.path), norm.shape.clone(), 0.0))
+            .transpose()?;
+        Ok(Norm {
+            weight,
+            bias,
+            kind: norm.kind,
+            epsilon: norm.epsilon,
+            size: norm.shape.last().copied().unwrap_or(0),
+            heads: norm.shape[..norm.shape.len() - 1].iter().product(),
+        })
+    }
+
+    fn optional_norm(&mut self, norm: Option<&NormConfig>) -> Result<Option<Norm>, TrainError> {
+        norm.map(|norm| self.norm(norm)).transpose()
+    }
+
+    fn linear(&mut self, linear: &LinearConfig, role: Role) -> Result<Linear, TrainError> {
+        let shape = vec![linear.outputs, linear.inputs];
+        let weight = self.parameter(&linear.weight(), shape, role, Initial::Normal)?;
+        let bias = linear
+            .bias
+            .then(|| self.vector(&format!("{}.bias", linear.path), vec![linear.outputs], 0.0))
             .transpose()?;
         Ok(Linear {
-            name,
-            inputs,
-            outputs,
+            name: linear.path.clone(),
+            inputs: linear.inputs,
+            outputs: linear.outputs,
             weight,
             bias,
             adapters: Vec::new(),
         })
     }
 
-    fn block(&mut self, index: usize) -> Result<Block, TrainError> {
-        let config = self.config;
-        let path = |rest: &str| format!("model.layers.{index}.{rest}");
-        let (hidden, intermediate, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
-        let queries = config.num_attention_heads * head_dim;
-        let keys = config.num_key_value_heads * head_dim;
-        let (qkv_bias, output_bias) = (config.attention_bias, config.attention_output_bias);
+    fn block(&mut self, block: &BlockConfig) -> Result<Block, TrainError> {
         Ok(Block {
-            input_layernorm: self.vector(&path("input_layernorm.weight"), hidden)?,
-            q_proj: self.linear(path("self_attn.q_proj"), [queries, hidden], qkv_bias, Role::Linear)?,
-            k_proj: self.linear(path("self_attn.k_proj"), [keys, hidden], qkv_bias, Role::Linear)?,
-            v_proj: self.linear(path("self_attn.v_proj"), [keys, hidden], qkv_bias, Role::Linear)?,
-            o_proj: self.linear(path("self_attn.o_proj"), [hidden, queries], output_bias, Role::Linear)?,
-            qk_norm: if config.qk_norm {
-                let q_norm = self.vector(&path("self_attn.q_norm.weight"), head_dim)?;
-                Some((q_norm, self.vector(&path("self_attn.k_norm.weight"), head_dim)?))
-            } else {
-                None
-            },
-            post_attention_layernorm: self.vector(&path("post_attention_layernorm.weight"), hidden)?,
-            gate_proj: self.linear(
-                path("mlp.gate_proj"),
-                [intermediate, hidden],
-                config.mlp_bias,
-                Role::Linear,
-            )?,
-            up_proj: self.linear(
-                path("mlp.up_proj"),
-                [intermediate, hidden],
-                config.mlp_bias,
-                Role::Linear,
-            )?,
-            down_proj: self.linear(
-                path("mlp.down_proj"),
-                [hidden, intermediate],
-                config.mlp_bias,
-                Role::Linear,
-            )?,
-            head_dim,
-            window: config.sliding_window[index],
-            norm_epsilon: config.rms_norm_eps,
+            path: block.path.clone(),
+            input_norm: self.optional_norm(block.input_norm.as_ref())?,
+            attention: self.attention(&block.attention)?,
+            attention_output_norm: self.optional_norm(block.attention_output_norm.as_ref())?,
+            mlp_norm: self.optional_norm(block.mlp_norm.as_ref())?,
+            mlp: self.mlp(&block.mlp)?,
+            mlp_output_norm: self.optional_norm(block.mlp_output_norm.as_ref())?,
+            parallel: block.parallel,
+            residual_after_norm: block.residual_after_norm,
             bottlenecks: Vec::new(),
             steering: Vec::new(),
         })
     }
+
+    fn attention(&mut self, attention: &AttentionConfig) -> Result<Attention, TrainError> {
+        let projections = match &attention.projections {
+            ProjectionsConfig::Separate { query, key, value } => Projections::Separate {
+                query: self.linear(query, Role::Linear)?,
+                key: self.linear(key, Role::Linear)?,
+                value: self.linear(value, Role::Linear)?,
+            },
+            ProjectionsConfig::Fused { layer, order } => Projections::Fused {
+                layer: self.linear(layer, Role::Linear)?,
+                order: *order,
+            },
+        };
+        let output = self.linear(&attention.output, Role::Linear)?;
+        let qk_norm = match &attention.qk_norm {
+            Some([query, key]) => Some([self.norm(query)?, self.norm(key)?]),
+            None => None,
+        };
+        let alibi = attention.positions == Positions::Alibi;
+        Ok(Attention {
+            projections,
+            output,
+            qk_norm,
+            heads: attention.heads,
+            kv_heads: attention.kv_heads,
+            head_dim: attention.head_dim,
+            positions: attention.positions,
+            slopes: alibi.then(|| alibi_slopes(attention.heads).into()),
+            window: attention.window,
+            scale: attention.scale as f32,
+            softcap: attention.softcap.map(|cap| cap as f32),
+        })
+    }
+
+    fn mlp(&mut self, mlp: &MlpConfig) -> Result<Mlp, TrainError> {
+        Ok(match mlp {
+            MlpConfig::Gated { layers, activation } => Mlp::Gated(self.gated(layers, *activation)?),
+            MlpConfig::FusedGated {
+                gate_up,
+                down,
+                activation,
+            } => Mlp::FusedGated {
+                gate_up: self.linear(gate_up, Role::Linear)?,
+                down: self.linear(down, Role::Linear)?,
+                activation: of_gate(*activation)?,
+            },
+            MlpConfig::Plain {
+                up,
+                down,
+                activation,
+                activation_path,
+            } => Mlp::Plain {
+                up: self.linear(up, Role::Linear)?,
+                activation: match fixed(*activation) {
+                    Some(activation) => PlainActivation::Fixed(activation),
+                    None => self.xielu(activation_path)?,
+                },
+                down: self.linear(down, Role::Linear)?,
+            },
+            MlpConfig::Experts(experts) => Mlp::Experts(Experts {
+                router: self.linear(&experts.router, Role::Vector)?,
+                experts: experts
+                    .experts
+                    .iter()
+                    .map(|layers| self.gated(layers, experts.activation))
+                    .collect::<Result<_, _>>()?,
+                top_k: experts.top_k,
+                normalized: experts.normalized,
+            }),
+        })
+    }
+
+    fn gated(&mut self, layers: &GatedConfig, activation: ActivationKind) -> Result<Gated, TrainError> {
+        Ok(Gated {
+            gate: self.linear(&layers.gate, Role::Linear)?,
+            up: self.linear(&layers.up, Role::Linear)?,
+            down: self.linear(&layers.down, Role::Linear)?,
+            activation: of_gate(activation)?,
+        })
+    }
+
+    /// xIELU's numbers, which begin so that both slopes are 0.8 (`XIELUActivation` in Transformers).
+    fn xielu(&mut self, path: &str) -> Result<PlainActivation, TrainError> {
+        const BETA: f32 = 0.5;
+        const EPSILON: f32 = -1e-6;
+        let inverse_softplus = |value: f32| value.exp_m1().ln();
+        let mut constant = |name: &str, initial: f32| -> Result<f32, TrainError> {
+            let id = self.parameter(
+                &format!("{path}.{name}"),
+                Vec::new(),
+                Role::Constant,
+                Initial::Constant(initial),
+            )?;
+            let values = self.parameters.get(id).values().cast(DType::F32).into_data();
+            Ok(values.iter::<f32>().next().unwrap_or(initial))
+        };
+        let (beta, epsilon) = (constant("beta", BETA)?, constant("eps", EPSILON)?);
+        Ok(PlainActivation::Xielu {
+            alpha_p: self.vector(&format!("{path}.alpha_p"), vec![1], inverse_softplus(0.8))?,
+            alpha_n: self.vector(&format!("{path}.alpha_n"), vec![1], inverse_softplus(0.8 - BETA))?,
+            beta,
+            epsilon,
+        })
+    }
+}
+
+fn of_gate(activation: ActivationKind) -> Result<Activation, TrainError> {
+    fixed(activation)
+        .ok_or_else(|| TrainError::Setup(format!("a gate cannot have the activation {}", activation.name())))
 }
 
 /// A flat tensor around values, in a dtype.

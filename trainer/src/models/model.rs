@@ -5,14 +5,17 @@ use std::collections::BTreeSet;
 use burn::tensor::{DType, Device, Tensor};
 use interlingua_checkpoints::config::ModelConfig;
 
-use super::decoder::{Block, KeyValues};
+use super::attention::KeyValues;
+use super::decoder::Block;
+use super::stem::Stem;
 use crate::engine::gradients::Gradients;
 use crate::engine::inputs::Inputs;
 use crate::engine::pass::Pass;
+use crate::engine::routing::Routing;
 use crate::engine::tiles::TiledBlock;
 use crate::layers::linear::Linear;
-use crate::ops::rms_norm::rms_norm;
-use crate::ops::weight::{PackedWeight, Weight};
+use crate::layers::norm::Norm;
+use crate::ops::weight::PackedWeight;
 use crate::parameters::{ParameterId, Parameters, Stored};
 use crate::spread::{self, Spread};
 
@@ -27,13 +30,13 @@ pub struct Model {
     pub dtype: DType,
     /// All parameters, those of adapters included.
     pub parameters: Parameters,
-    /// `model.embed_tokens.weight`, `[vocab, hidden]`.
-    pub embedding: ParameterId,
+    /// The embedding, and what happens to it.
+    pub stem: Stem,
     /// The blocks, the first one first.
     pub blocks: Vec<Block>,
-    /// `model.norm.weight`, `[hidden]`.
-    pub norm: ParameterId,
-    /// The head `[vocab, hidden]`; its weight is the embedding when the two are tied.
+    /// The norm behind the blocks.
+    pub norm: Norm,
+    /// The linear layer of the head `[vocab, hidden]`; its weight is the embedding when the two are tied.
     pub head: Linear,
 }
 
@@ -45,15 +48,12 @@ impl Model {
 
     /// The stem: `hidden_states.0`, `[tokens, hidden]`.
     pub fn embed(&self, inputs: &Inputs, pass: &Pass) -> Tensor<2> {
-        match pass.weight(self.embedding) {
-            Weight::Dense(embedding) => embedding.select(0, inputs.input_ids.clone()),
-            Weight::Packed(embedding) => embedding.rows(&inputs.token_ids, self.dtype),
-        }
+        self.stem.forward(inputs, pass)
     }
 
     /// The final norm, `[tokens, hidden]`: `hidden_states.L`.
     pub fn final_norm(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
-        rms_norm(x, pass.vector(self.norm), self.config.rms_norm_eps, 0.0)
+        self.norm.forward(x, pass)
     }
 
     /// All hidden states without gradients: `hidden_states.0` to `.L`, the last one after the final norm.
@@ -70,7 +70,7 @@ impl Model {
         for index in 0..self.blocks.len() {
             visit(index, x.clone());
             self.bring_ahead(index + 1);
-            x = TiledBlock::new(self, index, inputs).forward(&x);
+            x = TiledBlock::new(self, index, inputs).forward(&x).0;
         }
         visit(self.blocks.len(), self.final_norm(x, &pass));
     }
@@ -88,7 +88,7 @@ impl Model {
             if together {
                 self.bring(index);
             }
-            x = block.forward(x, inputs, &pass, Some(seen));
+            x = block.forward(x, inputs, &pass, Some(seen)).output;
             if together {
                 self.let_go(index);
             }
@@ -96,9 +96,36 @@ impl Model {
         self.final_norm(x, &pass)
     }
 
+    /// The same of whole sequences, and what the routers of mixtures of experts made of the tokens.
+    pub fn routed_hidden_state(&self, inputs: &Inputs) -> (Tensor<2>, Vec<Routing>) {
+        let pass = self.plain_pass();
+        let mut routings = Vec::new();
+        let mut x = self.embed(inputs, &pass);
+        for index in 0..self.blocks.len() {
+            self.bring_ahead(index + 1);
+            let (output, routing) = TiledBlock::new(self, index, inputs).forward(&x);
+            routings.extend(routing);
+            x = output;
+        }
+        (self.final_norm(x, &pass), routings)
+    }
+
     /// Logits `[rows, vocab]` of hidden states `[rows, hidden]` after the final norm, without gradients.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        self.head.forward(hidden, &self.plain_pass())
+        self.logits_in(hidden, &self.plain_pass())
+    }
+
+    /// The same in a pass, with its gradients.
+    pub fn logits_in(&self, hidden: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        let logits = self.head.forward(hidden, pass);
+        let logits = match self.config.head.scale {
+            Some(scale) => logits * scale,
+            None => logits,
+        };
+        match self.config.head.softcap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        }
     }
 
     /// The hidden states of one boundary, `[tokens, hidden]`, without gradients; the parts above do not run.
@@ -189,7 +216,7 @@ impl Model {
         let embedded = self.embed(inputs, &self.plain_pass());
         (0..count).fold(embedded, |x, index| {
             self.bring_ahead(index + 1);
-            TiledBlock::new(self, index, inputs).forward(&x)
+            TiledBlock::new(self, index, inputs).forward(&x).0
         })
     }
 

@@ -2,6 +2,7 @@
 //! one of them exists in more bits than it is kept in.
 
 use burn::tensor::{DType, Device};
+use interlingua_checkpoints::blocks::{BlockConfig, TensorRole};
 use interlingua_checkpoints::config::ModelConfig;
 use interlingua_checkpoints::dtype::{Dtype, encode_f32};
 use interlingua_checkpoints::packed::{Bytes, Packed, PackedCache, Scheme};
@@ -17,14 +18,25 @@ use crate::spread::Spread;
 /// What a parameter is for, which decides how it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// A norm or a bias.
+    /// What is always kept as it is computed with: a norm, a bias, a router, learned positions.
     Vector,
+    /// A number of the model's definition, which is never trained.
+    Constant,
     /// An input embedding of its own, of which a batch reads some rows.
     Embedding,
     /// The head; also an embedding that is the head.
     Head,
     /// A linear layer of a block.
     Linear,
+}
+
+/// What random initial values a parameter has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Initial {
+    /// Normal ones with the config's deviation.
+    Normal,
+    /// All the same.
+    Constant(f32),
 }
 
 /// How a weight is kept.
@@ -79,7 +91,13 @@ impl<'a> WeightSource<'a> {
     }
 
     /// The values of a parameter, kept as its role asks for.
-    pub(super) fn value(&self, name: &str, shape: &[usize], role: Role) -> Result<Stored, TrainError> {
+    pub(super) fn value(
+        &self,
+        name: &str,
+        shape: &[usize],
+        role: Role,
+        initial: Initial,
+    ) -> Result<Stored, TrainError> {
         let matrix = <[usize; 2]>::try_from(shape).ok();
         let Storage {
             dtype, device, offload, ..
@@ -87,12 +105,12 @@ impl<'a> WeightSource<'a> {
         if let Some(collectives) = self.storage.spread.as_ref().filter(|_| role == Role::Linear) {
             return Ok(match (self.kept(name, role), matrix) {
                 (Kept::Quantised, Some(shape)) => {
-                    let packed = self.quantised(name, shape)?;
+                    let packed = self.quantised(name, shape, initial)?;
                     Stored::Packed(PackedWeight::spread(&packed, device, collectives))
                 }
                 _ => {
                     let dtype = if self.trains(name) { DType::F32 } else { *dtype };
-                    let whole = tensor(self.numbers(name, shape)?, device, dtype);
+                    let whole = tensor(self.numbers(name, shape, initial)?, device, dtype);
                     Stored::Spread(Box::new(Spread::cut(&whole, collectives)))
                 }
             });
@@ -100,21 +118,22 @@ impl<'a> WeightSource<'a> {
         Ok(match (self.kept(name, role), matrix) {
             (Kept::Dense, _) | (_, None) => {
                 let dtype = if self.trains(name) { DType::F32 } else { *dtype };
-                Stored::Dense(tensor(self.numbers(name, shape)?, device, dtype))
+                Stored::Dense(tensor(self.numbers(name, shape, initial)?, device, dtype))
             }
             (Kept::Quantised, Some(shape)) => {
-                let packed = self.quantised(name, shape)?;
+                let packed = self.quantised(name, shape, initial)?;
                 Stored::Packed(if *offload && role == Role::Linear {
                     PackedWeight::offloaded(packed, device)
                 } else {
                     PackedWeight::new(packed, device)
                 })
             }
-            (Kept::Stored, Some(shape)) => {
-                Stored::Packed(PackedWeight::on_host_for(self.stored(name, shape)?.in_memory(), device))
-            }
+            (Kept::Stored, Some(shape)) => Stored::Packed(PackedWeight::on_host_for(
+                self.stored(name, shape, initial)?.in_memory(),
+                device,
+            )),
             (Kept::Mapped, Some(shape)) => {
-                let packed = self.stored(name, shape)?;
+                let packed = self.stored(name, shape, initial)?;
                 Stored::Packed(if role == Role::Linear {
                     PackedWeight::offloaded(packed, device)
                 } else {
@@ -138,11 +157,13 @@ impl<'a> WeightSource<'a> {
         let on_cpu = *device == Device::flex();
         match role {
             _ if packed => Kept::Quantised,
-            _ if self.trains(name) => Kept::Dense,
-            Role::Vector => Kept::Dense,
+            _ if role != Role::Constant && self.trains(name) => Kept::Dense,
+            Role::Vector | Role::Constant => Kept::Dense,
             Role::Embedding if is_file => Kept::Mapped,
             Role::Linear if quantization.is_some() => Kept::Quantised,
-            Role::Head if quantization.is_some_and(|it| it.head) && name == HEAD => Kept::Quantised,
+            Role::Head if quantization.is_some_and(|it| it.head) && name == self.config.head.layer.weight() => {
+                Kept::Quantised
+            }
             Role::Linear if *offload => Kept::Mapped,
             // A GPU computes with them as they are; a CPU would need twice the memory for that.
             Role::Embedding | Role::Head if on_cpu && *offload => Kept::Mapped,
@@ -155,31 +176,37 @@ impl<'a> WeightSource<'a> {
         }
     }
 
-    fn numbers(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, TrainError> {
+    fn numbers(&self, name: &str, shape: &[usize], initial: Initial) -> Result<Vec<f32>, TrainError> {
         match self.weights {
             Weights::Folder(folder) => Ok(folder.read_f32(name, shape)?),
-            Weights::Random { seed } => Ok(random_values(*seed, name, shape, self.config.initializer_range)),
+            Weights::Random { seed } => Ok(random_values(
+                *seed,
+                name,
+                shape,
+                initial,
+                self.config.initializer_range,
+            )),
         }
     }
 
     /// A matrix in the format of its file.
-    fn stored(&self, name: &str, shape: [usize; 2]) -> Result<Packed, TrainError> {
+    fn stored(&self, name: &str, shape: [usize; 2], initial: Initial) -> Result<Packed, TrainError> {
         if let Weights::Folder(folder) = self.weights {
             return Ok(folder.read_packed(name, shape)?);
         }
         let dtype = self.config.dtype.unwrap_or(Dtype::F32);
-        let bytes = encode_f32(dtype, &self.numbers(name, &shape)?);
+        let bytes = encode_f32(dtype, &self.numbers(name, &shape, initial)?);
         Ok(Packed::float(dtype, shape, Bytes::Owned(bytes.into())))
     }
 
-    fn quantised(&self, name: &str, shape: [usize; 2]) -> Result<Packed, TrainError> {
+    fn quantised(&self, name: &str, shape: [usize; 2], initial: Initial) -> Result<Packed, TrainError> {
         let packed = match (self.weights, &self.cache, self.storage.quantization) {
             // Its file is quantised.
-            (_, _, None) => self.stored(name, shape)?,
+            (_, _, None) => self.stored(name, shape, initial)?,
             (Weights::Folder(_), Some(cache), _) => cache.read(name, shape)?,
             (Weights::Folder(folder), None, Some(quantization)) => folder.pack(name, shape, quantization.scheme)?,
             (Weights::Random { .. }, _, Some(quantization)) => {
-                let values = self.numbers(name, &shape)?;
+                let values = self.numbers(name, &shape, initial)?;
                 match quantization.scheme {
                     Scheme::Nf4 { block, double } => Packed::nf4(&values, shape, block, double),
                     Scheme::Int8 => Packed::int8(&values, shape),
@@ -199,41 +226,22 @@ fn quantised_matrices(config: &ModelConfig, storage: &Storage) -> Vec<(String, [
     let Some(quantization) = storage.quantization else {
         return Vec::new();
     };
-    let (hidden, inner, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (queries, keys) = (
-        config.num_attention_heads * head_dim,
-        config.num_key_value_heads * head_dim,
-    );
-    let linears = [
-        ("self_attn.q_proj", [queries, hidden]),
-        ("self_attn.k_proj", [keys, hidden]),
-        ("self_attn.v_proj", [keys, hidden]),
-        ("self_attn.o_proj", [hidden, queries]),
-        ("mlp.gate_proj", [inner, hidden]),
-        ("mlp.up_proj", [inner, hidden]),
-        ("mlp.down_proj", [hidden, inner]),
-    ];
-    let of_blocks = (0..config.num_hidden_layers)
-        .flat_map(|block| linears.map(|(path, shape)| (format!("model.layers.{block}.{path}.weight"), shape)));
-    let head =
-        (quantization.head && !config.tie_word_embeddings).then(|| (HEAD.to_owned(), [config.vocab_size, hidden]));
-    of_blocks
+    let of_blocks = config.blocks.iter().flat_map(BlockConfig::tensors);
+    let linears = of_blocks.filter(|tensor| tensor.role == TensorRole::Linear);
+    let matrices = linears.filter_map(|tensor| Some((tensor.name, <[usize; 2]>::try_from(tensor.shape).ok()?)));
+    let head = (quantization.head && !config.tie_word_embeddings)
+        .then(|| (config.head.layer.weight(), [config.vocab_size, config.hidden_size]));
+    matrices
         .chain(head)
         .filter(|(name, _)| !(storage.trainable)(name))
         .collect()
 }
 
-/// Name of the head where it is not the embedding.
-const HEAD: &str = "lm_head.weight";
-
 /// Numbers as Transformers initialises.
-fn random_values(seed: u64, name: &str, shape: &[usize], deviation: f64) -> Vec<f32> {
+fn random_values(seed: u64, name: &str, shape: &[usize], initial: Initial, deviation: f64) -> Vec<f32> {
     let length = shape.iter().product::<usize>();
-    if name.contains("norm") {
-        return vec![1.0; length];
-    }
-    if name.ends_with(".bias") {
-        return vec![0.0; length];
+    if let Initial::Constant(value) = initial {
+        return vec![value; length];
     }
     let key = key(&[seed, text_key(name)]);
     let number = |index| normal(key, index as u64) * deviation as f32;

@@ -9,5 +9,6 @@ pub mod kto;
 pub mod lens;
 pub mod middle_layer;
 pub mod preference;
+pub mod router;
 pub mod sft;
 pub mod word_alignment;

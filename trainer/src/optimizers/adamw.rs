@@ -92,7 +92,9 @@ impl AdamW {
     }
 }
 
-/// Whether weight decay touches a parameter: never names that end in `.bias` or contain `norm`.
+/// Whether weight decay touches a parameter: never names that end in `.bias` or contain `norm`, nor the norms that GPT-2 and its kin
+/// call `ln_1`, `ln_2` and `ln_f`.
 pub fn decays(name: &str) -> bool {
-    !(name.ends_with(".bias") || name.contains("norm"))
+    let is_norm = name.contains("norm") || name.split('.').any(|part| part.starts_with("ln_"));
+    !(name.ends_with(".bias") || is_norm)
 }

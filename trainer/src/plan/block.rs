@@ -1,5 +1,6 @@
 //! What one block holds while it computes, per token: read off the operations' `Saved` states in `ops/`.
 
+use interlingua_checkpoints::blocks::{BlockConfig, MlpConfig};
 use interlingua_checkpoints::config::ModelConfig;
 
 use super::plain;
@@ -32,18 +33,24 @@ impl Graph {
 }
 
 /// Sizes of a block's states.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Sizes {
     /// Hidden state.
     pub hidden: u64,
-    /// Inner state of the MLP.
+    /// Inner state of the MLP that a token passes through; of all its experts where there are several.
     pub inner: u64,
+    /// Whether the MLP has a gate.
+    pub gated: bool,
+    /// What a token's experts read and give, beside the hidden state: 0 without experts.
+    pub gathered: u64,
     /// Queries.
     pub queries: u64,
     /// Keys; values are as many.
     pub keys: u64,
     /// Heads of queries.
     pub heads: u64,
+    /// Heads of keys.
+    pub kv_heads: u64,
     /// Tokens of a sequence.
     pub sequence: u64,
     /// Whether operations are made of plain tensor operations; see `plan/plain.rs`.
@@ -51,14 +58,43 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Those of a model under the settings of a run.
+    /// The largest of a model's blocks under the settings of a run.
     pub fn of(config: &ModelConfig, settings: &Settings) -> Self {
+        let sizes = config
+            .blocks
+            .iter()
+            .map(|block| Self::of_block(block, config, settings));
+        sizes
+            .reduce(|one, other| Self {
+                inner: one.inner.max(other.inner),
+                gated: one.gated || other.gated,
+                gathered: one.gathered.max(other.gathered),
+                queries: one.queries.max(other.queries),
+                keys: one.keys.max(other.keys),
+                heads: one.heads.max(other.heads),
+                kv_heads: one.kv_heads.max(other.kv_heads),
+                ..one
+            })
+            .unwrap_or_default()
+    }
+
+    /// Those of one block.
+    pub fn of_block(block: &BlockConfig, config: &ModelConfig, settings: &Settings) -> Self {
+        let hidden = config.hidden_size as u64;
+        let experts = block.mlp.experts().map_or(0, |experts| experts.top_k);
+        let inner = experts.max(1) * block.mlp.inner_sizes().into_iter().max().unwrap_or(0);
+        let gated = !matches!(block.mlp, MlpConfig::Plain { .. });
+        let attention = &block.attention;
         Self {
-            hidden: config.hidden_size as u64,
-            inner: config.intermediate_size as u64,
-            queries: (config.num_attention_heads * config.head_dim) as u64,
-            keys: (config.num_key_value_heads * config.head_dim) as u64,
-            heads: config.num_attention_heads as u64,
+            hidden,
+            inner: inner as u64,
+            gated,
+            // The gathered inputs; the outputs, and the same weighted and in the order of tokens.
+            gathered: 4 * hidden * experts as u64,
+            queries: attention.query_size() as u64,
+            keys: attention.key_size() as u64,
+            heads: attention.heads as u64,
+            kv_heads: attention.kv_heads as u64,
             sequence: settings.row_tokens.div_ceil(settings.sequences) as u64,
             plain: settings.is_plain(),
         }
@@ -70,7 +106,7 @@ impl Sizes {
         if self.plain {
             plain::behind(self)
         } else {
-            self.hidden + 3 * self.inner
+            self.hidden + self.gathered + if self.gated { 3 } else { 2 } * self.inner
         }
     }
 
@@ -142,9 +178,15 @@ fn highest(tokens: u64, tile: u64, held: impl Fn(u64, u64) -> u64) -> u64 {
 }
 
 /// The graph of a block. `input_tracked`: something below the block is trained.
-pub fn graph(config: &ModelConfig, block: &BlockShape, settings: &Settings, input_tracked: bool) -> Graph {
+pub fn graph(
+    config: &ModelConfig,
+    (of, block): (&BlockConfig, &BlockShape),
+    settings: &Settings,
+    input_tracked: bool,
+) -> Graph {
+    let sizes = Sizes::of_block(of, config, settings);
     if settings.is_plain() {
-        return plain::graph(&Sizes::of(config, settings), block, settings);
+        return plain::graph(&sizes, block, settings);
     }
     let Sizes {
         hidden,
@@ -152,16 +194,24 @@ pub fn graph(config: &ModelConfig, block: &BlockShape, settings: &Settings, inpu
         queries,
         keys,
         heads,
+        kv_heads,
         ..
-    } = Sizes::of(config, settings);
+    } = sizes;
     let mut graph = Graph::default();
-    let [q, k, v, o, gate, up, down] = block.linears.map(|shape| Linear { shape, settings });
+    let layer = |shape: &LinearShape| Linear {
+        shape: *shape,
+        settings,
+    };
+    let projections: Vec<Linear> = block.projections.iter().map(layer).collect();
+    let first: Vec<Linear> = block.mlp.iter().map(layer).collect();
+    let (o, down) = (layer(&block.output), layer(&block.down));
+    let experts = block.experts as u64;
     // A state is kept where a gradient flows through it, from the first place on that something is trained in or below.
     let normed = input_tracked || block.norms_trained[0];
     graph.kept_f32 += u64::from(normed);
-    graph.before += when([q, k, v].iter().any(Linear::keeps_input), hidden);
-    graph.before += q.own() + k.own() + v.own();
-    let attention = normed || block.norms_trained[1] || [q, k, v].iter().any(|linear| linear.shape.trains());
+    graph.before += when(projections.iter().any(Linear::keeps_input), hidden);
+    graph.before += projections.iter().map(Linear::own).sum::<u64>();
+    let attention = normed || block.norms_trained[1] || block.projections.iter().any(LinearShape::trains);
     graph.reaches_before = attention;
     if attention {
         graph.attention = 2 * queries + 2 * keys;
@@ -169,18 +219,26 @@ pub fn graph(config: &ModelConfig, block: &BlockShape, settings: &Settings, inpu
     } else if o.keeps_input() {
         graph.attention = queries;
     }
-    if config.qk_norm && attention {
+    if of.attention.qk_norm.is_some() && attention {
         graph.before += queries + keys;
-        graph.kept_f32 += heads + config.num_key_value_heads as u64;
+        graph.kept_f32 += heads + kv_heads;
     }
     let middle = attention || o.shape.trains() || block.norms_trained[2];
-    graph.behind += o.own() + when(middle, hidden);
+    // Side by side, the MLP's norm reads the block's input.
+    graph.behind += o.own() + when(middle && !of.parallel, hidden);
     graph.kept_f32 += u64::from(middle);
-    graph.behind += when(gate.keeps_input() || up.keeps_input(), hidden);
-    graph.behind += gate.own() + up.own();
-    graph.behind += when(middle || gate.shape.trains() || up.shape.trains(), 2 * inner);
+    let outputs = [&of.attention_output_norm, &of.mlp_output_norm];
+    let normed_outputs = outputs.into_iter().flatten().count() as u64;
+    graph.behind += when(middle, normed_outputs * hidden);
+    graph.kept_f32 += when(middle, normed_outputs);
+    graph.behind += when(first.iter().any(Linear::keeps_input), experts * hidden);
+    graph.behind += experts * first.iter().map(Linear::own).sum::<u64>();
+    let tracked = middle || block.mlp.iter().any(LinearShape::trains);
+    graph.behind += when(tracked, if sizes.gated { 2 } else { 1 } * inner);
     graph.behind += when(down.keeps_input(), inner);
-    graph.behind += down.own();
+    graph.behind += experts * down.own();
+    // What experts give, each and weighted, in both orders.
+    graph.behind += when(tracked && block.router.is_some(), sizes.gathered);
     graph.backward = hidden + inner * (1 + down.backward_copies());
     if let Some(bottleneck) = block.bottleneck {
         // The normed output, the inner state before and after its nonlinearity, and the output before the adapter.

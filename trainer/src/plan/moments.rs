@@ -6,7 +6,7 @@ use interlingua_recipes::Offload;
 use super::block::{Graph, Sizes, graph};
 use super::plain::PRODUCT;
 use super::settings::{DeviceKind, Settings};
-use super::shapes::Shapes;
+use super::shapes::{BaseParameter, Place, Shapes};
 use super::shares::{BlockShare, Share, piece};
 use super::weights::{self, F32, Gathered, WeightBytes};
 use super::{DeviceMemory, HostMemory};
@@ -97,7 +97,8 @@ impl<'a> Step<'a> {
             if index < lowest {
                 Graph::default()
             } else {
-                graph(config, block, settings, shapes.trains_embedding || index > lowest)
+                let below = shapes.trains_stem || index > lowest;
+                graph(config, (&config.blocks[index], block), settings, below)
             }
         });
         Self {
@@ -172,7 +173,7 @@ impl<'a> Step<'a> {
     /// Buffers of operations, and what all micro-batches of a step read: tokens, targets and rotations.
     fn workspace(&self) -> u64 {
         let settings = self.settings;
-        let rotations = F32 * self.config.head_dim as u64;
+        let rotations = F32 * self.config.ropes.iter().map(|rope| rope.dimensions as u64).sum::<u64>();
         let all_tokens = settings.tokens() * settings.accumulation as u64;
         match settings.device {
             DeviceKind::Cpu => {
@@ -212,9 +213,12 @@ impl<'a> Step<'a> {
 
     /// The largest linear layer of a block, in numbers.
     fn largest_linear(&self) -> u64 {
-        let linears = self.shapes.blocks.iter().flat_map(|block| block.linears);
-        let elements = linears.map(|linear| (linear.inputs * linear.outputs) as u64);
-        elements.max().unwrap_or(0)
+        let linears = self
+            .shapes
+            .base
+            .iter()
+            .filter(|parameter| parameter.place == Place::BlockLinear);
+        linears.map(BaseParameter::elements).max().unwrap_or(0)
     }
 
     /// What the row norms of a DoRA's weight take: its squares in f32.

@@ -22,7 +22,7 @@ pub(super) fn score_gradients(sizes: &Sizes) -> u64 {
 /// Behind the attention without a graph: the residual stream and its norm in f32; gate, its sigmoid and their product, up, and all
 /// of it once more.
 pub(super) fn behind(sizes: &Sizes) -> u64 {
-    3 * sizes.hidden + 5 * sizes.inner
+    3 * sizes.hidden + 2 * sizes.gathered + 5 * sizes.inner
 }
 
 /// The graph of a block. The norms keep their input in f32, the gated unit keeps gate, sigmoid, their product and up, and a linear
@@ -41,20 +41,23 @@ pub(super) fn graph(sizes: &Sizes, block: &BlockShape, settings: &Settings) -> G
         let product = if settings.dora { linear.outputs } else { 0 };
         (dropped + product + linear.rank) as u64
     };
-    let [q, k, v, o, gate, up, down] = &block.linears;
-    let keeps = |linears: &[&LinearShape], numbers: u64| {
-        let keeps = |linear: &&LinearShape| linear.trained || (linear.rank > 0 && !settings.dropout);
+    let keeps = |linears: &[LinearShape], numbers: u64| {
+        let keeps = |linear: &LinearShape| linear.trained || (linear.rank > 0 && !settings.dropout);
         if linears.iter().any(keeps) { numbers } else { 0 }
     };
+    let experts = block.experts as u64;
+    let of_all = |linears: &[LinearShape]| linears.iter().map(copies).sum::<u64>();
     Graph {
-        before: 2 * hidden + copies(q) + copies(k) + copies(v) + keeps(&[q, k, v], hidden),
+        before: 2 * hidden + of_all(&block.projections) + keeps(&block.projections, hidden),
         attention: attention(sizes),
         behind: 2 * hidden
             + 4 * inner
-            + [o, gate, up, down].into_iter().map(copies).sum::<u64>()
-            + keeps(&[o], queries)
-            + keeps(&[gate, up], hidden)
-            + keeps(&[down], inner),
+            + 2 * sizes.gathered
+            + copies(&block.output)
+            + experts * (of_all(&block.mlp) + copies(&block.down))
+            + keeps(&[block.output], queries)
+            + keeps(&block.mlp, experts * hidden)
+            + keeps(&[block.down], inner),
         kept_f32: 0,
         // The gradients of the output and of what dropout left of the inner state, and a product in f32.
         backward: 3 * hidden + 4 * inner,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use interlingua_checkpoints::blocks::{BlockConfig, TensorRole};
 use interlingua_checkpoints::config::ModelConfig;
 use interlingua_checkpoints::dtype::Dtype as FileDtype;
 use interlingua_checkpoints::hub;
@@ -331,9 +332,11 @@ fn safetensors_bytes(folder: &Path) -> u64 {
 
 /// Numbers of a model, norms and biases apart.
 fn elements(config: &ModelConfig) -> u64 {
-    let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
-    let heads = 2 * (config.num_attention_heads + config.num_key_value_heads) as u64;
-    let block = hidden * (heads * config.head_dim as u64 + 3 * inner);
+    let tensors = config.blocks.iter().flat_map(BlockConfig::tensors);
+    let linears = tensors.filter(|tensor| tensor.role == TensorRole::Linear);
+    let blocks: u64 = linears
+        .map(|tensor| tensor.shape.iter().product::<usize>() as u64)
+        .sum();
     let ends = if config.tie_word_embeddings { 1 } else { 2 };
-    config.num_hidden_layers as u64 * block + ends * hidden * config.vocab_size as u64
+    blocks + ends * config.hidden_size as u64 * config.vocab_size as u64
 }

@@ -1,5 +1,10 @@
 //! The parameters of a model and of the adapters that a recipe puts on it, from shapes alone.
 
+use std::collections::BTreeMap;
+
+use interlingua_checkpoints::blocks::{
+    BlockConfig, LinearConfig, MlpConfig, NormConfig, Projections, TensorConfig, TensorRole,
+};
 use interlingua_checkpoints::config::ModelConfig;
 use interlingua_recipes::{AdapterKind, Recipe, Route};
 
@@ -58,14 +63,33 @@ impl LinearShape {
     pub fn trains(&self) -> bool {
         self.trained || self.rank > 0
     }
+
+    /// What holds of a layer of this shape and of another: what is trained on either.
+    fn with(self, other: Self) -> Self {
+        Self {
+            trained: self.trained || other.trained,
+            rank: self.rank.max(other.rank),
+            ..self
+        }
+    }
 }
 
 /// A block, with what is trained on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockShape {
-    /// q, k, v, o, gate, up, down.
-    pub linears: [LinearShape; 7],
-    /// Whether the norms before the attention, over heads, and before the MLP are trained.
+    /// Layers of queries, keys and values: three, or one for all.
+    pub projections: Vec<LinearShape>,
+    /// Output of the attention.
+    pub output: LinearShape,
+    /// Layers that the MLP begins with: gate and up, one for both, or up alone; of one expert where there are several.
+    pub mlp: Vec<LinearShape>,
+    /// Output of the MLP, or of one expert.
+    pub down: LinearShape,
+    /// The router.
+    pub router: Option<LinearShape>,
+    /// How many experts a token passes through; 1 without experts.
+    pub experts: usize,
+    /// Whether the norms before the attention, over heads, and behind it are trained.
     pub norms_trained: [bool; 3],
     /// Inner size of a bottleneck adapter behind it.
     pub bottleneck: Option<usize>,
@@ -79,6 +103,15 @@ impl BlockShape {
     /// Whether anything is trained in it.
     pub fn trains(&self) -> bool {
         self.trained_elements > 0
+    }
+
+    /// The layers that a token passes through, each with how often.
+    pub fn passed(&self) -> impl Iterator<Item = (&LinearShape, usize)> {
+        let attention = self.projections.iter().chain([&self.output]).chain(&self.router);
+        let mlp = self.mlp.iter().chain([&self.down]);
+        attention
+            .map(|linear| (linear, 1))
+            .chain(mlp.map(|linear| (linear, self.experts)))
     }
 }
 
@@ -95,6 +128,8 @@ pub struct Shapes {
     pub head: LinearShape,
     /// Whether the embedding is trained.
     pub trains_embedding: bool,
+    /// Whether that is, or positions or a norm that stand before the first block.
+    pub trains_stem: bool,
     /// Whether the final norm is trained.
     pub trains_norm: bool,
 }
@@ -112,7 +147,7 @@ impl Shapes {
             .selector()
             .map_err(|error| TrainError::Setup(format!("adapter.targets: {error}")))?;
         let is_target = |name: &str| match (&targets, recipe.adapter.kind) {
-            (None, AdapterKind::Lora | AdapterKind::Dora) => name != "lm_head",
+            (None, AdapterKind::Lora | AdapterKind::Dora) => config.is_all_linear(name),
             (Some(targets), AdapterKind::Lora | AdapterKind::Dora) => targets.selects(name),
             _ => false,
         };
@@ -128,21 +163,34 @@ impl Shapes {
             adapter: Vec::new(),
         };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embedding = "model.embed_tokens.weight";
-        let trains_embedding = builder.base(Place::Embedding, None, embedding, [vocab, hidden]) > 0;
-        let mut blocks = (0..config.num_hidden_layers)
-            .map(|index| builder.block(config, index))
+        let trains_embedding = builder.base(Place::Embedding, None, &config.embedding_weight(), [vocab, hidden]) > 0;
+        let mut trains_stem = trains_embedding;
+        let norm = config.norm.tensors();
+        let mut trains_norm = false;
+        for tensor in config.tensors_outside() {
+            let trained = builder.tensor(None, &tensor) > 0;
+            if norm.contains(&tensor) {
+                trains_norm |= trained;
+            } else {
+                trains_stem |= trained;
+            }
+        }
+        let mut blocks = config
+            .blocks
+            .iter()
+            .enumerate()
+            .map(|(index, block)| builder.block(config, index, block))
             .collect::<Vec<_>>();
-        let trains_norm = builder.base(Place::Small, None, "model.norm.weight", [1, hidden]) > 0;
+        let layer = &config.head.layer;
         let head = if config.tie_word_embeddings {
-            let mut head = builder.linear("lm_head", [vocab, hidden], None);
+            let mut head = builder.linear(&layer.path, [vocab, hidden], None);
             head.trained = trains_embedding;
             head
         } else {
-            let trained = builder.base(Place::Head, None, "lm_head.weight", [vocab, hidden]) > 0;
+            let trained = builder.base(Place::Head, None, &layer.weight(), [vocab, hidden]) > 0;
             LinearShape {
                 trained,
-                ..builder.linear("lm_head", [vocab, hidden], None)
+                ..builder.linear(&layer.path, [vocab, hidden], None)
             }
         };
         if recipe.adapter.kind == AdapterKind::Steering {
@@ -156,6 +204,7 @@ impl Shapes {
             blocks,
             head,
             trains_embedding,
+            trains_stem,
             trains_norm,
         })
     }
@@ -189,7 +238,7 @@ impl Shapes {
 
     /// The lowest block that something is trained in or below; the number of blocks when there is none.
     pub fn lowest(&self) -> usize {
-        if self.trains_embedding {
+        if self.trains_stem {
             return 0;
         }
         let lowest = self.blocks.iter().position(BlockShape::trains);
@@ -256,54 +305,85 @@ impl Builder<'_> {
         linear
     }
 
-    fn block(&mut self, config: &ModelConfig, index: usize) -> BlockShape {
-        let (hidden, inner, head) = (config.hidden_size, config.intermediate_size, config.head_dim);
-        let queries = config.num_attention_heads * head;
-        let keys = config.num_key_value_heads * head;
-        let (bias, output_bias) = (config.attention_bias, config.attention_output_bias);
-        let mut block = BlockShape::default();
-        let at = Some(index);
-        let linears = [
-            ("self_attn.q_proj", [queries, hidden], bias),
-            ("self_attn.k_proj", [keys, hidden], bias),
-            ("self_attn.v_proj", [keys, hidden], bias),
-            ("self_attn.o_proj", [hidden, queries], output_bias),
-            ("mlp.gate_proj", [inner, hidden], config.mlp_bias),
-            ("mlp.up_proj", [inner, hidden], config.mlp_bias),
-            ("mlp.down_proj", [hidden, inner], config.mlp_bias),
-        ];
-        for (number, (name, shape, bias)) in linears.into_iter().enumerate() {
-            let module = format!("model.layers.{index}.{name}");
-            let mut own = self.base(Place::BlockLinear, at, &format!("{module}.weight"), shape);
-            if bias {
-                own += self.base(Place::Small, at, &format!("{module}.bias"), [1, shape[0]]);
+    /// Adds a tensor of the base, and returns how many of its numbers are trained.
+    fn tensor(&mut self, block: Option<usize>, tensor: &TensorConfig) -> u64 {
+        let place = match tensor.role {
+            TensorRole::Linear => Place::BlockLinear,
+            TensorRole::Norm | TensorRole::Bias | TensorRole::Small | TensorRole::Constant | TensorRole::Table => {
+                Place::Small
             }
-            let linear = self.linear(&module, shape, Some(&mut block.trained_elements));
-            block.linears[number] = LinearShape {
-                trained: own > 0,
-                ..linear
-            };
+        };
+        let columns = tensor.shape.last().copied().unwrap_or(1);
+        let rows = tensor.shape.iter().rev().skip(1).product();
+        if tensor.role == TensorRole::Constant {
+            self.base.push(BaseParameter {
+                place,
+                block,
+                shape: [rows, columns],
+                trained: false,
+            });
+            return 0;
+        }
+        self.base(place, block, &tensor.name, [rows, columns])
+    }
+
+    fn block(&mut self, config: &ModelConfig, index: usize, of: &BlockConfig) -> BlockShape {
+        let mut block = BlockShape {
+            experts: of.mlp.experts().map_or(1, |experts| experts.top_k),
+            ..BlockShape::default()
+        };
+        let mut trained = BTreeMap::new();
+        for tensor in of.tensors() {
+            let own = self.tensor(Some(index), &tensor);
             block.trained_elements += own;
+            trained.insert(tensor.name, own > 0);
         }
-        let mut norms = vec![(0, "input_layernorm", hidden), (2, "post_attention_layernorm", hidden)];
-        if config.qk_norm {
-            norms.extend([(1, "self_attn.q_norm", head), (1, "self_attn.k_norm", head)]);
-        }
-        for (kind, name, size) in norms {
-            let own = self.base(
-                Place::Small,
-                at,
-                &format!("model.layers.{index}.{name}.weight"),
-                [1, size],
+        let is_trained = |module: &str| {
+            let part = |part: &str| trained.get(&format!("{module}.{part}")) == Some(&true);
+            part("weight") || part("bias")
+        };
+        let mut shape = |linear: &LinearConfig| {
+            let adapted = self.linear(
+                &linear.path,
+                [linear.outputs, linear.inputs],
+                Some(&mut block.trained_elements),
             );
-            block.norms_trained[kind] |= own > 0;
-            block.trained_elements += own;
-        }
+            LinearShape {
+                trained: is_trained(&linear.path),
+                ..adapted
+            }
+        };
+        block.projections = match &of.attention.projections {
+            Projections::Separate { query, key, value } => [query, key, value].map(&mut shape).into(),
+            Projections::Fused { layer, .. } => vec![shape(layer)],
+        };
+        block.output = shape(&of.attention.output);
+        let mut mlp: Vec<LinearShape> = match &of.mlp {
+            MlpConfig::Experts(experts) => {
+                block.router = Some(shape(&experts.router));
+                let all = experts.experts.iter().map(|expert| expert.linears().map(&mut shape));
+                all.reduce(|one, other| [0, 1, 2].map(|index| one[index].with(other[index])))
+                    .into_iter()
+                    .flatten()
+                    .collect()
+            }
+            dense => dense.linears().into_iter().map(shape).collect(),
+        };
+        block.down = mlp.pop().unwrap_or_default();
+        block.mlp = mlp;
+        let any = |norms: Vec<&NormConfig>| norms.into_iter().any(|norm| is_trained(&norm.path));
+        let behind = [&of.attention_output_norm, &of.mlp_norm, &of.mlp_output_norm];
+        block.norms_trained = [
+            any(of.input_norm.iter().collect()),
+            any(of.attention.qk_norm.iter().flatten().collect()),
+            any(behind.into_iter().flatten().collect()),
+        ];
         if self.recipe.adapter.kind == AdapterKind::Bottleneck {
+            let hidden = config.hidden_size;
             let inner = (hidden / self.recipe.adapter.reduction.unwrap_or(1)).max(1);
             let size = (hidden * inner) as u64;
             block.bottleneck = Some(inner);
-            block.trained_elements += self.adapter(&format!("model.layers.{index}.adapter_down.weight"), &[size, size]);
+            block.trained_elements += self.adapter(&format!("{}.adapter_down.weight", of.path), &[size, size]);
         }
         block
     }

@@ -75,9 +75,9 @@ pub fn operations_per_token(config: &ModelConfig, shapes: &Shapes, settings: &Se
         let has_backward = index >= lowest;
         let again = has_backward && settings.recompute;
         let passes = 1.0 + f64::from(u8::from(has_backward)) + f64::from(u8::from(again));
-        for linear in block.linears {
-            let weight = 2.0 * (linear.inputs * linear.outputs) as f64;
-            let adapter = 2.0 * (linear.rank * (linear.inputs + linear.outputs)) as f64;
+        for (linear, times) in block.passed() {
+            let weight = 2.0 * (times * linear.inputs * linear.outputs) as f64;
+            let adapter = 2.0 * (times * linear.rank * (linear.inputs + linear.outputs)) as f64;
             let trained = if linear.trained { 1.0 } else { 0.0 };
             operations += (passes + trained) * weight + (passes + 1.0) * adapter;
         }

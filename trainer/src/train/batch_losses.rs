@@ -77,19 +77,26 @@ impl<'a> BatchLosses<'a> {
             totals: BTreeMap::new(),
             collectives,
         };
-        for (index, loss) in &this.losses {
+        let counts = this.comparing().map(|(index, loss)| {
             let count = match loss.scope {
                 Scope::Step => this.count(loss, &turns.iter().flat_map(Turn::compared).collect::<Vec<_>>()),
                 Scope::MicroStep => turns.iter().map(|turn| this.count(loss, &turn.compared())).sum(),
             };
-            this.totals.insert(*index, count);
-        }
+            (*index, count)
+        });
+        this.totals = counts.collect();
         this
     }
 
-    /// Whether there are any.
+    /// Whether there are any that compare samples.
     pub fn is_empty(&self) -> bool {
-        self.losses.is_empty()
+        self.comparing().next().is_none()
+    }
+
+    /// Those that compare samples: all but the routers'.
+    fn comparing(&self) -> impl Iterator<Item = &(usize, &'a AuxiliaryLoss)> {
+        let losses = self.losses.iter();
+        losses.filter(|(_, loss)| !matches!(loss.kind, Kind::Router))
     }
 
     /// The boundaries that they read.
@@ -105,6 +112,12 @@ impl<'a> BatchLosses<'a> {
         self.losses
             .iter()
             .any(|(_, loss)| matches!(loss.kind, Kind::Consistency))
+    }
+
+    /// The loss of routers.
+    pub fn router(&self) -> Option<&'a AuxiliaryLoss> {
+        let mut losses = self.losses.iter();
+        losses.find_map(|(_, loss)| matches!(loss.kind, Kind::Router).then_some(*loss))
     }
 
     /// The middle-layer loss with this index, and the boundary that it reads.
@@ -126,7 +139,7 @@ impl<'a> BatchLosses<'a> {
     ) -> Vec<Feedback> {
         let mut feedback: Vec<Feedback> = prepared.iter().map(|_| Feedback::default()).collect();
         let turns: Vec<&Turn> = prepared.iter().map(|(turn, ..)| *turn).collect();
-        for (index, loss) in self.losses.iter().filter(|(_, loss)| loss.scope == Scope::Step) {
+        for (index, loss) in self.comparing().filter(|(_, loss)| loss.scope == Scope::Step) {
             let value = match &loss.kind {
                 Kind::MiddleLayer { loss: numbers, layer } => {
                     let pooled = prepared
@@ -158,7 +171,7 @@ impl<'a> BatchLosses<'a> {
         values: &mut BTreeMap<String, f64>,
     ) {
         let mut own = std::mem::take(feedback);
-        for (index, loss) in self.losses.iter().filter(|(_, loss)| loss.scope == Scope::MicroStep) {
+        for (index, loss) in self.comparing().filter(|(_, loss)| loss.scope == Scope::MicroStep) {
             let one = std::slice::from_mut(&mut own);
             let value = match &loss.kind {
                 Kind::MiddleLayer { loss: numbers, layer } => {

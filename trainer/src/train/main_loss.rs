@@ -42,6 +42,8 @@ pub struct Totals {
     pub pairs: u64,
     /// Tokens whose likelihood a pair objective counts.
     pub likelihood_tokens: u64,
+    /// All tokens that are read.
+    pub all_tokens: u64,
 }
 
 /// The targets of a micro-batch.
@@ -160,6 +162,7 @@ impl MainLoss {
     pub fn count(self, dataset: &Dataset, batch: &MicroBatch, totals: &mut Totals) {
         let boundaries = boundaries(batch);
         let MainTargets { targets, in_answer } = self.targets(dataset, batch, &boundaries, false);
+        totals.all_tokens += batch.tokens() as u64;
         let chosen = |position: &u32| batch.sequences[sequence_of(batch, *position)].part == 0;
         totals.tokens += in_answer.iter().filter(|in_answer| **in_answer).count() as u64;
         match self {

@@ -165,6 +165,9 @@ pub struct EvalRow {
         deserialize_with = "nulls_as_nan"
     )]
     pub layers: Layers,
+    /// By language: the share of each expert in each block, as its tokens were routed; blocks without experts are empty.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub experts: BTreeMap<String, Vec<Vec<f64>>>,
     /// A few prompts with what the model answered and what was expected; not written to the file.
     #[serde(skip)]
     pub examples: Vec<Example>,

@@ -15,7 +15,7 @@ use interlingua_data::language::canonical;
 use interlingua_data::prepare::Prepared;
 use interlingua_data::tokenizer::Tokenizer;
 use interlingua_recipes::{
-    Adapter, AdapterKind, Format, Init, Offload, QuantizationScheme, Recipe, Route, Strategy, Under,
+    Adapter, AdapterKind, AuxiliaryKind, Format, Init, Offload, QuantizationScheme, Recipe, Route, Strategy, Under,
 };
 use serde_json::Value;
 
@@ -137,7 +137,7 @@ impl Base {
         data: &Prepared,
         collectives: &Arc<dyn Collectives>,
     ) -> Result<Model, TrainError> {
-        check_adapters(recipe, &self.config)?;
+        check_shape(recipe, &self.config)?;
         let device = device(recipe.model.device)?;
         let dtype = compute_dtype(recipe.model.dtype, self.dtype(), &device)?;
         let cache = quantised_folder();
@@ -167,6 +167,29 @@ impl Base {
 /// Whether the weights of blocks are spread over the processes of a run.
 pub fn spreads(recipe: &Recipe, collectives: &dyn Collectives) -> bool {
     recipe.distributed.strategy == Strategy::Zero3 && collectives.world_size() > 1
+}
+
+/// What can be said about a recipe and the shape of its model before that is loaded.
+pub fn check_shape(recipe: &Recipe, config: &ModelConfig) -> Result<(), TrainError> {
+    let mut auxiliary = recipe.objective.auxiliary.iter();
+    let router = auxiliary.position(|auxiliary| auxiliary.kind == AuxiliaryKind::Router);
+    if let (Some(index), false) = (router, config.has_experts()) {
+        return Err(TrainError::Setup(format!(
+            "objective.auxiliary.{index}: \"router\" balances the experts of a mixture, and this model ({}) has none; leave it out",
+            config.family.architecture
+        )));
+    }
+    if let Some(count) = config
+        .learned_positions()
+        .filter(|count| recipe.data.max_length > *count)
+    {
+        return Err(TrainError::Setup(format!(
+            "data.max_length is {}, but this model learnt positions for {count} tokens and has none for more; set data.max_length \
+             to {count} or less",
+            recipe.data.max_length
+        )));
+    }
+    check_adapters(recipe, config)
 }
 
 /// What can be said about a recipe's adapters before the model is loaded: whether they fit its shape, and their folders are

@@ -19,6 +19,7 @@ use crate::engine::inputs::{Inputs, RopeLength};
 use crate::engine::keeping::Keeping;
 use crate::error::TrainError;
 use crate::models::Model;
+use crate::objectives::router::balance;
 
 /// All losses of a run.
 pub struct Losses {
@@ -204,11 +205,12 @@ impl Losses {
             totals.tokens as f64,
             totals.pairs as f64,
             totals.likelihood_tokens as f64,
+            totals.all_tokens as f64,
         ];
         let is_there = |batch: &MicroBatch| f64::from(u8::from(!batch.sequences.is_empty()));
         counts.extend(own.iter().map(is_there));
         self.collectives.sum(&mut counts);
-        let turns = own.iter().enumerate().filter(|(index, _)| counts[3 + index] > 0.0);
+        let turns = own.iter().enumerate().filter(|(index, _)| counts[4 + index] > 0.0);
         let turns = turns.map(|(index, batch)| {
             let is_filler = batch.sequences.is_empty();
             Turn {
@@ -222,6 +224,7 @@ impl Losses {
             tokens: counts[0] as u64,
             pairs: counts[1] as u64,
             likelihood_tokens: counts[2] as u64,
+            all_tokens: counts[3] as u64,
         };
         (turns, totals)
     }
@@ -313,7 +316,8 @@ impl Losses {
         let last = model.blocks.len();
         let reads_head = self.main != MainLoss::None || on_batch.reads_options();
         let mut wanted: Vec<usize> = on_batch.layers().collect();
-        if reads_head {
+        let router = on_batch.router();
+        if reads_head || router.is_some() {
             wanted.push(last);
         }
         let forward = Forward::run(model, inputs, &wanted, self.keeping);
@@ -378,7 +382,27 @@ impl Losses {
             };
             at.push((layer, gradient));
         }
-        forward.backward(at, &mut sum.gradients);
+        let mut by_probability = None;
+        if let Some(loss) = router {
+            if !reads_head {
+                at.push((last, forward.hidden(last).zeros_like()));
+            }
+            // Each micro-batch counts by its tokens in the step.
+            let share = batch.tokens() as f64 / totals.all_tokens.max(1) as f64;
+            if let Some((value, derivative)) = balance(forward.routing()).filter(|_| !turn.is_filler) {
+                *sum.losses.entry(loss.name.clone()).or_default() += share * value;
+                let factor = share * loss.weight * sum.gradients.scale();
+                by_probability = Some(
+                    derivative
+                        .iter()
+                        .map(|value| (value * factor) as f32)
+                        .collect::<Vec<f32>>(),
+                );
+            } else {
+                sum.losses.entry(loss.name.clone()).or_default();
+            }
+        }
+        forward.backward_with_routers(at, by_probability.as_deref(), &mut sum.gradients);
         evaluated
     }
 }

@@ -8,10 +8,10 @@ use interlingua_trainer::engine::inputs::{Inputs, RopeLength};
 use interlingua_trainer::engine::keeping::Keeping;
 use interlingua_trainer::engine::step::forward_backward;
 use interlingua_trainer::models::Model;
-use interlingua_trainer::models::decoder::KeyValues;
+use interlingua_trainer::models::attention::KeyValues;
 use proptest::prelude::*;
 
-use crate::fixtures::{adapted, adapted_from, distance, gradient, host, model, norm};
+use crate::fixtures::{MODELS, adapted, adapted_from, distance, gradient, host, model, norm};
 
 /// A sequence: its tokens, labels that are not shifted, and its number in the data.
 #[derive(Clone, Debug)]
@@ -137,14 +137,14 @@ proptest! {
     #[test]
     fn packing_changes_no_full_gradient((all, shuffled, cuts) in cut()) {
         let alone: Vec<Vec<Sequence>> = all.iter().map(|sequence| vec![sequence.clone()]).collect();
-        for name in ["mistral", "llama_dynamic", "qwen3"] {
+        for name in ["mistral", "llama_dynamic", "qwen3", "gemma3", "bloom", "cohere2", "gpt_bigcode", "xglm", "olmo2"] {
             check_same_step(&model(name, true), &alone, &micro_batches(&shuffled, &cuts));
         }
     }
 
     #[test]
     fn a_cache_of_keys_and_values_changes_no_hidden_state(all in sequences(3), first in 1usize..8) {
-        for name in ["mistral", "qwen2_window", "llama"] {
+        for name in MODELS {
             check_cache(&model(name, false), &all, first);
         }
     }

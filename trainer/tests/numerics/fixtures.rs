@@ -19,17 +19,36 @@ use interlingua_trainer::train::step::Accumulated;
 use serde_json::Value;
 
 /// The models that there are fixtures for.
-pub(crate) const MODELS: [&str; 10] = [
+pub(crate) const MODELS: [&str; 29] = [
+    "apertus",
+    "bloom",
+    "bloom_residual",
+    "cohere",
+    "cohere2",
     "eurollm",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_pattern",
+    "gpt_bigcode",
+    "gpt_bigcode_mha",
+    "gpt_neox",
+    "gpt_neox_parallel",
     "llama",
     "llama_bias",
     "llama_dynamic",
     "llama_linear",
     "llama_yarn",
     "mistral",
+    "mixtral",
+    "olmo2",
+    "phi3",
+    "phi3_longrope",
     "qwen2",
     "qwen2_window",
     "qwen3",
+    "qwen3_moe",
+    "xglm",
 ];
 
 /// A path below `tests/fixtures`.
@@ -134,10 +153,12 @@ pub(crate) fn host<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
 
 /// The gradient of a parameter by its name.
 pub(crate) fn gradient(model: &Model, gradients: &Gradients, name: &str) -> Vec<f32> {
-    let id = model
-        .parameters
-        .find(name)
-        .unwrap_or_else(|| panic!("there is no parameter {name}"));
+    // Files may leave the prefix out, or spell a name otherwise.
+    let family = model.config.family;
+    let full = format!("{}{name}", family.prefix);
+    let is_it = |parameter: &str| [name, &full].contains(&parameter) || family.name_in_files(parameter) == name;
+    let id = model.parameters.iter().find(|(_, parameter)| is_it(&parameter.name));
+    let (id, _) = id.unwrap_or_else(|| panic!("there is no parameter {name}"));
     host(gradients.get(id).unwrap_or_else(|| panic!("{name} got no gradient")))
 }
 

@@ -4,6 +4,7 @@
 mod adapters;
 mod auxiliary;
 mod engine;
+mod families;
 mod fixtures;
 mod half_precision;
 mod models;

@@ -159,7 +159,7 @@ fn each_language_of_a_batch_passes_through_its_own_copy() {
 }
 
 /// What a block gives in tiles of a size, and the gradients below it by name.
-fn tiled(model: &Model, block: usize, inputs: &Inputs, size: usize) -> BTreeMap<String, Vec<f32>> {
+pub(crate) fn tiled(model: &Model, block: usize, inputs: &Inputs, size: usize) -> BTreeMap<String, Vec<f32>> {
     let hidden = model.config.hidden_size;
     let tokens = inputs.tokens();
     let values = |name: &str| TensorData::new(random(name, tokens * hidden), [tokens, hidden]);
@@ -167,15 +167,17 @@ fn tiled(model: &Model, block: usize, inputs: &Inputs, size: usize) -> BTreeMap<
     let gradient = Tensor::<2>::from_data(values("gradient"), &model.device);
     let tiles = TiledBlock::with_tiles(model, block, inputs, size);
     let mut gradients = Gradients::default();
-    let mut found = BTreeMap::from([("output".to_owned(), host(&tiles.forward(&x)))]);
-    let by_input = tiles.backward(&x, gradient.clone(), true, &mut gradients).unwrap();
+    let mut found = BTreeMap::from([("output".to_owned(), host(&tiles.forward(&x).0))]);
+    let by_input = tiles
+        .backward(&x, gradient.clone(), true, None, &mut gradients)
+        .unwrap();
     found.insert("input".to_owned(), host(&by_input));
     for (id, gradient) in gradients.iter() {
         found.insert(model.parameters.get(id).name.clone(), host(gradient));
     }
     // What is below does not change the gradients here.
     let mut without = Gradients::default();
-    assert!(tiles.backward(&x, gradient, false, &mut without).is_none());
+    assert!(tiles.backward(&x, gradient, false, None, &mut without).is_none());
     for (id, gradient) in gradients.iter() {
         assert_near(
             &host(without.get(id).unwrap()),
@@ -417,7 +419,7 @@ fn a_bottleneck_is_its_formula_forward_and_backward() {
 
     let pass = Pass::new(&adapted.parameters, DType::F32, true, None);
     let input = x.clone().autodiff().require_grad();
-    let output = adapted.blocks[1].forward(input.clone(), &inputs, &pass, None);
+    let output = adapted.blocks[1].forward(input.clone(), &inputs, &pass, None).output;
     let mut graph = (output.clone() * weight.clone().autodiff()).sum().backward();
     let input_gradient = input.grad(&graph).unwrap();
     let mut gradients = Gradients::default();
@@ -429,8 +431,8 @@ fn a_bottleneck_is_its_formula_forward_and_backward() {
     let (down, up) = (leaf(bottleneck.down), leaf(bottleneck.up));
     assert_eq!((down.dims(), up.dims()), ([8, 32], [32, 8]));
     let expected_input = x.autodiff().require_grad();
-    let u = bare.forward(expected_input.clone(), &inputs, &pass, None);
-    let norm_weight = pass.vector(bare.post_attention_layernorm).autodiff();
+    let u = bare.forward(expected_input.clone(), &inputs, &pass, None).output;
+    let norm_weight = pass.vector(bare.mlp_norm.unwrap().weight).autodiff();
     let expected = bottleneck_reference(u.clone(), norm_weight, down.clone(), up.clone());
     let graph = (expected.clone() * weight.autodiff()).sum().backward();
 
@@ -541,7 +543,10 @@ fn low_rank_and_rescaled_rows_share_a_layer() {
     let mut mixed = model("llama", false);
     attach_new(&mut mixed, &recipe(AdapterKind::Dora), 3, Some("en")).unwrap();
     attach_new(&mut mixed, &recipe(AdapterKind::Lora), 3, Some("sw")).unwrap();
-    assert!(matches!(mixed.blocks[0].q_proj.adapters[1].adapter, Adapter::Lora(_)));
+    assert!(matches!(
+        mixed.blocks[0].linears()[0].adapters[1].adapter,
+        Adapter::Lora(_)
+    ));
     disturb(&mut mixed);
     let (together, _) = step(&mixed, &[0, 1, 2]);
     let mut apart = Vec::new();

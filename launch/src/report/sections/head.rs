@@ -69,7 +69,7 @@ pub(super) fn facts(run: &RunFolder) -> Vec<(&'static str, String)> {
 /// The objective and the losses beside it.
 fn objective(recipe: &Recipe) -> String {
     let auxiliary = recipe.objective.auxiliary.iter();
-    let names = auxiliary.map(|auxiliary| format!(" + {} × {}", auxiliary.weight, auxiliary.kind.name()));
+    let names = auxiliary.map(|auxiliary| format!(" + {} × {}", auxiliary.weight(), auxiliary.kind.name()));
     std::iter::once(recipe.objective.kind.name().to_owned())
         .chain(names)
         .collect()

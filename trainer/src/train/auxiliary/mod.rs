@@ -65,6 +65,8 @@ pub enum Kind {
     },
     /// Divergence over options.
     Consistency,
+    /// Load balancing of experts.
+    Router,
 }
 
 /// The micro-batches of pairs of a step.
@@ -127,7 +129,7 @@ impl AuxiliaryLoss {
             };
             all.push(Self {
                 name,
-                weight: auxiliary.weight,
+                weight: auxiliary.weight(),
                 scope: auxiliary.scope,
                 kind: Kind::of(index, auxiliary, model, source.as_ref(), data)?,
                 source,
@@ -216,7 +218,7 @@ impl AuxiliaryLoss {
                     .chain(terms)
                     .collect()
             }
-            Kind::Consistency => Vec::new(),
+            Kind::Consistency | Kind::Router => Vec::new(),
         }
     }
 
@@ -318,6 +320,7 @@ impl Kind {
                 stay_close: auxiliary.stay_close.unwrap_or(1.0),
             },
             AuxiliaryKind::Consistency => Self::Consistency,
+            AuxiliaryKind::Router => Self::Router,
             AuxiliaryKind::Lens => {
                 let probed = match (&auxiliary.probe, source) {
                     (Some(probe), _) => own_rows(index, "probe", probe, data)?,
