@@ -24,6 +24,7 @@ pub mod peft;
 pub mod peft_experts;
 pub mod quantization_config;
 pub mod rope;
+mod rope_config;
 pub mod run_state;
 pub mod tensors;
 pub mod write;

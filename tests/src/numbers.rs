@@ -4,26 +4,33 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-/// The f32 tensors of a file, by name.
+/// The tensors of floats of a file, by name.
 ///
 /// # Panics
 /// When the file cannot be read.
 pub fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
-    let floats = file
-        .iter()
-        .filter(|(_, tensor)| tensor.dtype() == Dtype::F32)
-        .map(|(name, tensor)| {
-            let numbers = tensor
+    let floats = file.iter().filter_map(|(name, tensor)| {
+        let halves = || tensor.data().chunks_exact(2).map(|bytes| [bytes[0], bytes[1]]);
+        let words = || {
+            tensor
                 .data()
                 .chunks_exact(4)
-                .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-            (name.to_owned(), numbers.collect())
-        });
+                .map(|bytes| [bytes[0], bytes[1], bytes[2], bytes[3]])
+        };
+        let numbers = match tensor.dtype() {
+            Dtype::F32 => words().map(f32::from_le_bytes).collect(),
+            Dtype::BF16 => halves().map(|bytes| bf16::from_le_bytes(bytes).to_f32()).collect(),
+            Dtype::F16 => halves().map(|bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
+            _ => return None,
+        };
+        Some((name.to_owned(), numbers))
+    });
     floats.collect()
 }
 

@@ -3,7 +3,7 @@
 
 use super::Family;
 use super::options::OptionName as Name;
-use super::parts::{Defaults, Keys, Sizes, model};
+use super::parts::{Defaults, Keys, Sizes, linear, model};
 use crate::blocks::{ActivationKind, BlockConfig, FusedOrder, MlpConfig, NormKind, Positions, Projections};
 use crate::config::ModelConfig;
 use crate::config_reader::Reader;
@@ -58,7 +58,7 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
         let mut attention = sizes.attention(&format!("{path}.self_attention"), ["", "", "", "dense"], [true, true]);
         attention.positions = Positions::Alibi;
         attention.projections = Projections::Fused {
-            layer: sizes.linear(
+            layer: linear(
                 format!("{path}.self_attention.query_key_value"),
                 3 * sizes.hidden,
                 sizes.hidden,
@@ -72,13 +72,13 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
             attention_output_norm: None,
             mlp_norm: Some(sizes.norm(format!("{path}.post_attention_layernorm"), layer_norm)),
             mlp: MlpConfig::Plain {
-                up: sizes.linear(
+                up: linear(
                     format!("{path}.mlp.dense_h_to_4h"),
                     4 * sizes.hidden,
                     sizes.hidden,
                     true,
                 ),
-                down: sizes.linear(
+                down: linear(
                     format!("{path}.mlp.dense_4h_to_h"),
                     sizes.hidden,
                     4 * sizes.hidden,

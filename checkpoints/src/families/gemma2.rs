@@ -4,7 +4,7 @@
 use super::options::OptionName as Name;
 use super::parts::{Defaults, Keys, activation, llama_like, set_windows, sliding, window};
 use super::{Family, gemma};
-use crate::blocks::{NormConfig, NormKind};
+use crate::blocks::NormConfig;
 use crate::config::ModelConfig;
 use crate::config_reader::Reader;
 use crate::error::CheckpointError;
@@ -80,7 +80,6 @@ pub(super) fn norms_behind(config: &mut ModelConfig) {
         );
         block.attention_output_norm = block.mlp_norm.take();
         (block.mlp_norm, block.mlp_output_norm) = (before, behind);
-        debug_assert!(config.norm.kind == NormKind::Rms { offset: 1.0 });
     }
 }
 

@@ -8,7 +8,8 @@ use crate::blocks::{NormKind, Positions};
 use crate::config::ModelConfig;
 use crate::config_reader::Reader;
 use crate::error::CheckpointError;
-use crate::rope::{Rope, RopeDefaults};
+use crate::rope::Rope;
+use crate::rope_config::RopeDefaults;
 
 pub(super) static FAMILY: Family = Family {
     architecture: "Gemma3ForCausalLM",

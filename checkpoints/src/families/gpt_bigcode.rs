@@ -2,7 +2,7 @@
 
 use super::Family;
 use super::options::OptionName as Name;
-use super::parts::{Defaults, Keys, Sizes, activation, model};
+use super::parts::{Defaults, Keys, Sizes, activation, linear, model};
 use crate::blocks::{BlockConfig, FusedOrder, MlpConfig, NormKind, Positions, Projections};
 use crate::config::{AddedPositions, ModelConfig};
 use crate::config_reader::Reader;
@@ -84,7 +84,7 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
             attention.scale = 1.0;
         }
         attention.projections = Projections::Fused {
-            layer: sizes.linear(format!("{path}.attn.c_attn"), outputs, sizes.hidden, true),
+            layer: linear(format!("{path}.attn.c_attn"), outputs, sizes.hidden, true),
             order: if multi_query {
                 FusedOrder::ByKind
             } else {
@@ -97,8 +97,8 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
             attention_output_norm: None,
             mlp_norm: Some(sizes.norm(format!("{path}.ln_2"), layer_norm)),
             mlp: MlpConfig::Plain {
-                up: sizes.linear(format!("{path}.mlp.c_fc"), inner, sizes.hidden, true),
-                down: sizes.linear(format!("{path}.mlp.c_proj"), sizes.hidden, inner, true),
+                up: linear(format!("{path}.mlp.c_fc"), inner, sizes.hidden, true),
+                down: linear(format!("{path}.mlp.c_proj"), sizes.hidden, inner, true),
                 activation,
                 activation_path: format!("{path}.mlp.act"),
             },

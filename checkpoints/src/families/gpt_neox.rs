@@ -3,12 +3,13 @@
 
 use super::Family;
 use super::options::OptionName as Name;
-use super::parts::{Defaults, Keys, Sizes, activation, model};
+use super::parts::{Defaults, Keys, Sizes, activation, linear, model};
 use crate::blocks::{BlockConfig, FusedOrder, MlpConfig, NormKind, Projections};
 use crate::config::ModelConfig;
 use crate::config_reader::Reader;
 use crate::error::CheckpointError;
-use crate::rope::{Rope, RopeDefaults};
+use crate::rope::Rope;
+use crate::rope_config::RopeDefaults;
 
 pub(super) static FAMILY: Family = Family {
     architecture: "GPTNeoXForCausalLM",
@@ -68,7 +69,7 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
         let mut attention = sizes.attention(&format!("{path}.attention"), ["", "", "", "dense"], [bias, bias]);
         let outputs = 3 * attention.query_size();
         attention.projections = Projections::Fused {
-            layer: sizes.linear(format!("{path}.attention.query_key_value"), outputs, sizes.hidden, bias),
+            layer: linear(format!("{path}.attention.query_key_value"), outputs, sizes.hidden, bias),
             order: FusedOrder::ByHead,
         };
         BlockConfig {
@@ -77,8 +78,8 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
             attention_output_norm: None,
             mlp_norm: Some(sizes.norm(format!("{path}.post_attention_layernorm"), layer_norm)),
             mlp: MlpConfig::Plain {
-                up: sizes.linear(format!("{path}.mlp.dense_h_to_4h"), inner, sizes.hidden, true),
-                down: sizes.linear(format!("{path}.mlp.dense_4h_to_h"), sizes.hidden, inner, true),
+                up: linear(format!("{path}.mlp.dense_h_to_4h"), inner, sizes.hidden, true),
+                down: linear(format!("{path}.mlp.dense_4h_to_h"), sizes.hidden, inner, true),
                 activation,
                 activation_path: format!("{path}.mlp.act"),
             },

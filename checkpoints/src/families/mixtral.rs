@@ -1,7 +1,7 @@
 //! Mixtral: Mistral with a mixture of experts in every block (Jiang et al., 2024; `modeling_mixtral.py`).
 
 use super::options::OptionName as Name;
-use super::parts::{Defaults, Keys, activation, llama_like, set_windows, window};
+use super::parts::{Defaults, Keys, activation, linear, llama_like, set_windows, window};
 use super::{Family, qwen3_moe};
 use crate::blocks::{ExpertsConfig, MlpConfig};
 use crate::config::ModelConfig;
@@ -51,7 +51,7 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
         let path = format!("{}.block_sparse_moe", block.path);
         let expert = |index: usize| sizes.gated(&format!("{path}.experts.{index}"), ["w1", "w3", "w2"], inner, false);
         block.mlp = MlpConfig::Experts(ExpertsConfig {
-            router: sizes.linear(format!("{path}.gate"), experts, sizes.hidden, false),
+            router: linear(format!("{path}.gate"), experts, sizes.hidden, false),
             experts: (0..experts).map(expert).collect(),
             top_k,
             normalized: true,

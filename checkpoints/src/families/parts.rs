@@ -12,7 +12,8 @@ use crate::config_reader::Reader;
 use crate::dtype::Dtype;
 use crate::error::CheckpointError;
 use crate::quantization_config::StoredQuantization;
-use crate::rope::{Rope, RopeDefaults};
+use crate::rope::Rope;
+use crate::rope_config::RopeDefaults;
 
 /// What stands where a configuration lacks a key: the defaults of the family's configuration class in Transformers.
 #[derive(Clone, Copy)]
@@ -119,16 +120,6 @@ impl Sizes {
         })
     }
 
-    /// A linear layer with a bias or without.
-    pub(super) fn linear(&self, path: String, outputs: usize, inputs: usize, bias: bool) -> LinearConfig {
-        LinearConfig {
-            path,
-            inputs,
-            outputs,
-            bias,
-        }
-    }
-
     /// A norm of the hidden state.
     pub(super) fn norm(&self, path: String, kind: NormKind) -> NormConfig {
         NormConfig {
@@ -149,11 +140,11 @@ impl Sizes {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             projections: Projections::Separate {
-                query: self.linear(query, queries, self.hidden, projections),
-                key: self.linear(key, keys, self.hidden, projections),
-                value: self.linear(value, keys, self.hidden, projections),
+                query: linear(query, queries, self.hidden, projections),
+                key: linear(key, keys, self.hidden, projections),
+                value: linear(value, keys, self.hidden, projections),
             },
-            output: self.linear(output, self.hidden, queries, of_output),
+            output: linear(output, self.hidden, queries, of_output),
             qk_norm: None,
             positions: Positions::Rope(0),
             window: None,
@@ -176,10 +167,20 @@ impl Sizes {
     pub(super) fn gated(&self, path: &str, names: [&str; 3], inner: usize, bias: bool) -> GatedConfig {
         let [gate, up, down] = names.map(|name| format!("{path}.{name}"));
         GatedConfig {
-            gate: self.linear(gate, inner, self.hidden, bias),
-            up: self.linear(up, inner, self.hidden, bias),
-            down: self.linear(down, self.hidden, inner, bias),
+            gate: linear(gate, inner, self.hidden, bias),
+            up: linear(up, inner, self.hidden, bias),
+            down: linear(down, self.hidden, inner, bias),
         }
+    }
+}
+
+/// A linear layer with a bias or without.
+pub(super) fn linear(path: String, outputs: usize, inputs: usize, bias: bool) -> LinearConfig {
+    LinearConfig {
+        path,
+        inputs,
+        outputs,
+        bias,
     }
 }
 
@@ -261,7 +262,7 @@ pub(super) fn model(
         blocks,
         norm,
         head: HeadConfig {
-            layer: sizes.linear("lm_head".to_owned(), vocab_size, sizes.hidden, false),
+            layer: linear("lm_head".to_owned(), vocab_size, sizes.hidden, false),
             scale: None,
             softcap: None,
         },

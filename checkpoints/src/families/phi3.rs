@@ -2,12 +2,13 @@
 
 use super::Family;
 use super::options::OptionName as Name;
-use super::parts::{Defaults, Keys, llama_like, set_windows, window};
+use super::parts::{Defaults, Keys, linear, llama_like, set_windows, window};
 use crate::blocks::{FusedOrder, MlpConfig, Projections};
 use crate::config::ModelConfig;
 use crate::config_reader::Reader;
 use crate::error::CheckpointError;
-use crate::rope::{Rope, RopeDefaults};
+use crate::rope::Rope;
+use crate::rope_config::RopeDefaults;
 
 pub(super) static FAMILY: Family = Family {
     architecture: "Phi3ForCausalLM",
@@ -60,12 +61,12 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
         let (path, attention) = (&block.path, &mut block.attention);
         let outputs = attention.query_size() + 2 * attention.key_size();
         attention.projections = Projections::Fused {
-            layer: sizes.linear(format!("{path}.self_attn.qkv_proj"), outputs, sizes.hidden, false),
+            layer: linear(format!("{path}.self_attn.qkv_proj"), outputs, sizes.hidden, false),
             order: FusedOrder::ByKind,
         };
         if let MlpConfig::Gated { layers, activation } = &block.mlp {
             block.mlp = MlpConfig::FusedGated {
-                gate_up: sizes.linear(
+                gate_up: linear(
                     format!("{path}.mlp.gate_up_proj"),
                     2 * layers.up.outputs,
                     sizes.hidden,

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::options::OptionName as Name;
-use super::parts::{Defaults, GATED, Keys, activation, llama_like, set_attention_biases, set_windows, window};
+use super::parts::{Defaults, GATED, Keys, activation, linear, llama_like, set_attention_biases, set_windows, window};
 use super::{Family, qwen2};
 use crate::blocks::{ExpertsConfig, MlpConfig, NormKind};
 use crate::config::ModelConfig;
@@ -71,7 +71,7 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
         let path = format!("{}.mlp", block.path);
         let expert = |index: usize| sizes.gated(&format!("{path}.experts.{index}"), GATED, inner, false);
         block.mlp = MlpConfig::Experts(ExpertsConfig {
-            router: sizes.linear(format!("{path}.gate"), experts, sizes.hidden, false),
+            router: linear(format!("{path}.gate"), experts, sizes.hidden, false),
             experts: (0..experts).map(expert).collect(),
             top_k,
             normalized,

@@ -2,7 +2,7 @@
 
 use super::Family;
 use super::options::OptionName as Name;
-use super::parts::{Defaults, Keys, Sizes, activation, model};
+use super::parts::{Defaults, Keys, Sizes, activation, linear, model};
 use crate::blocks::{BlockConfig, MlpConfig, NormKind, Positions};
 use crate::config::{AddedPositions, ModelConfig};
 use crate::config_reader::Reader;
@@ -73,8 +73,8 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
             attention_output_norm: None,
             mlp_norm: Some(sizes.norm(format!("{path}.final_layer_norm"), layer_norm)),
             mlp: MlpConfig::Plain {
-                up: sizes.linear(format!("{path}.fc1"), inner, sizes.hidden, true),
-                down: sizes.linear(format!("{path}.fc2"), sizes.hidden, inner, true),
+                up: linear(format!("{path}.fc1"), inner, sizes.hidden, true),
+                down: linear(format!("{path}.fc2"), sizes.hidden, inner, true),
                 activation,
                 activation_path: format!("{path}.activation_fn"),
             },

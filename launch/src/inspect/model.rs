@@ -100,8 +100,8 @@ fn shape(config: &ModelConfig) -> Facts {
 /// The options of the family that the model uses (docs/support-matrix.md).
 fn options_of(config: &ModelConfig) -> Value {
     let options = options::of(config).into_iter();
-    let options = options.map(|(name, value)| (name.to_string(), json!(value)));
-    Value::Object(options.collect())
+    let options = options.map(|(name, value)| json!({"option": name.to_string(), "value": value}));
+    Value::Array(options.collect())
 }
 
 /// How the weights are quantised, from the config's word on it.

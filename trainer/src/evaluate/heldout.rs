@@ -118,6 +118,9 @@ fn summed(counts: Vec<u64>, deal: Deal) -> Vec<u64> {
 
 /// The use of experts, added up over the processes that share the work.
 fn summed_use(used: Vec<ExpertUse>, model: &Model, deal: Deal) -> Vec<ExpertUse> {
+    if !model.config.has_experts() {
+        return used;
+    }
     let of_block = |block: &BlockConfig| block.mlp.experts().map_or(0, |experts| experts.experts.len());
     let experts: Vec<usize> = model.config.blocks.iter().map(of_block).collect();
     let of_language = |used: ExpertUse| {
@@ -140,9 +143,7 @@ fn summed_use(used: Vec<ExpertUse>, model: &Model, deal: Deal) -> Vec<ExpertUse>
             counts: experts.iter().map(&mut take).collect(),
         }
     };
-    let mut used: Vec<ExpertUse> = counts.chunks(each).map(of_language).collect();
-    used.resize(used.len().max(1), ExpertUse::default());
-    used
+    counts.chunks(each).map(of_language).collect()
 }
 
 /// Bytes of the text of each language's targets.

@@ -344,6 +344,8 @@ impl<'a> Step<'a> {
         let logits = rows * vocabulary * F32;
         let states = self.states(rows, 2 * hidden);
         let has_graph = self.shapes.head.trains();
+        // What a bound makes of the logits is kept for its gradient.
+        let bent = if self.config.head.softcap.is_some() { 2 } else { 0 };
         let gradient = if self.shapes.head.trained {
             F32 * vocabulary * hidden
         } else {
@@ -356,13 +358,19 @@ impl<'a> Step<'a> {
                 let product = PRODUCT * (rows * vocabulary + vocabulary * hidden);
                 ((3 * logits).max(product) + states, gradient)
             }
-            DeviceKind::Cpu if has_graph => ((2 * logits).max(logits + gradient) - gradient + states, gradient),
-            DeviceKind::Cpu => (logits + states + decoded.min(DECODED), 0),
+            DeviceKind::Cpu if has_graph => {
+                let logits = (1 + bent) * logits;
+                ((2 * logits).max(logits + gradient) - gradient + states, gradient)
+            }
+            DeviceKind::Cpu => ((1 + bent) * logits + states + decoded.min(DECODED), 0),
             // Their gradient takes the place of the logits, unless a graph holds these.
             DeviceKind::Cuda => {
                 let logits = logits / F32 * settings.number;
                 let decoded = settings.number * self.weights.decoded_head;
-                (logits * if has_graph { 2 } else { 1 } + states + decoded, gradient)
+                (
+                    logits * (bent + if has_graph { 2 } else { 1 }) + states + decoded,
+                    gradient,
+                )
             }
         }
     }
