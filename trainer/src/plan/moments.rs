@@ -358,9 +358,10 @@ impl<'a> Step<'a> {
                 let product = PRODUCT * (rows * vocabulary + vocabulary * hidden);
                 ((3 * logits).max(product) + states, gradient)
             }
+            // The weight's gradient is made when the bound's is done.
             DeviceKind::Cpu if has_graph => {
-                let logits = (1 + bent) * logits;
-                ((2 * logits).max(logits + gradient) - gradient + states, gradient)
+                let bending = (2 * logits).max((1 + bent) * logits);
+                (bending.max(logits + gradient) - gradient + states, gradient)
             }
             DeviceKind::Cpu => ((1 + bent) * logits + states + decoded.min(DECODED), 0),
             // Their gradient takes the place of the logits, unless a graph holds these.
