@@ -82,6 +82,25 @@ fn qwen_slides_only_where_it_is_told_to() {
 }
 
 #[test]
+fn smollm3_rotates_and_slides_where_it_is_told_to() {
+    let read = |more: Value| {
+        let config = config("SmolLM3ForCausalLM", more);
+        let rotated = config
+            .blocks
+            .iter()
+            .map(|block| block.attention.positions != Positions::None);
+        (rotated.collect(), windows(&config))
+    };
+    let of = |rotated: [bool; 2], windows: [Option<usize>; 2]| (rotated.to_vec(), windows.to_vec());
+    let every_second = read(json!({"no_rope_layer_interval": 2, "sliding_window": 16}));
+    assert_eq!(every_second, of([true, false], [None; 2]));
+    let listed = json!({"no_rope_layers": [0, 1, 0], "use_sliding_window": true, "sliding_window": 16});
+    assert_eq!(read(listed), of([false, true], [Some(16), None]));
+    let by_type = json!({"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": true, "sliding_window": 16});
+    assert_eq!(read(by_type), of([true; 2], [None, Some(16)]));
+}
+
+#[test]
 fn biases_follow_the_family_before_the_config() {
     let biases = |name: &str, flag: bool| {
         let config = config(name, json!({"attention_bias": flag, "mlp_bias": flag}));
@@ -90,7 +109,11 @@ fn biases_follow_the_family_before_the_config() {
         assert!(biases[0] == biases[1] && biases[1] == biases[2] && biases[4] == biases[5] && biases[5] == biases[6]);
         (biases[0], biases[3], biases[4], block.attention.qk_norm.is_some())
     };
-    for (name, mlp_bias, qk_norm) in [("LlamaForCausalLM", true, false), ("Qwen3ForCausalLM", false, true)] {
+    for (name, mlp_bias, qk_norm) in [
+        ("LlamaForCausalLM", true, false),
+        ("SmolLM3ForCausalLM", true, false),
+        ("Qwen3ForCausalLM", false, true),
+    ] {
         assert_eq!(biases(name, true), (true, true, mlp_bias, qk_norm));
         assert_eq!(biases(name, false), (false, false, false, qk_norm));
     }
@@ -157,6 +180,7 @@ fn the_newer_families_have_their_defaults_too() {
         (own, theta, config.norm.epsilon, config.tie_word_embeddings)
     };
     let none = || json!({});
+    assert_eq!(facts("SmolLM3ForCausalLM", none()), ((4, 32, 32_768), 2e6, 1e-6, true));
     assert_eq!(facts("GemmaForCausalLM", none()), ((16, 256, 8192), 1e4, 1e-6, true));
     assert_eq!(facts("Gemma2ForCausalLM", none()), ((4, 256, 8192), 1e4, 1e-6, true));
     assert_eq!(facts("Gemma3ForCausalLM", none()), ((4, 256, 131_072), 1e6, 1e-6, true));
@@ -264,6 +288,16 @@ fn refusals_name_the_key_and_what_it_should_be() {
             "LlamaForCausalLM",
             json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}),
             "models of this family have one rope for all layers",
+        ),
+        (
+            "SmolLM3ForCausalLM",
+            json!({"no_rope_layers": [1]}),
+            "`no_rope_layers` should be a list of at least 2 entries",
+        ),
+        (
+            "SmolLM3ForCausalLM",
+            json!({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 16}),
+            "`use_sliding_window` should be true",
         ),
         (
             "Phi3ForCausalLM",

@@ -33,7 +33,7 @@ fn names(folder: &str, ending: &str) -> Vec<String> {
 fn verify_passes_on_every_model() {
     let scratch = Scratch::new();
     let names = names("models", ".golden.safetensors");
-    assert_eq!(names.len(), 31);
+    assert_eq!(names.len(), 32);
     for name in names {
         let tolerance = json(&format!("models/{name}.golden.json"))["tolerance"]["logits"].to_string();
         let model = fixture("models").join(name.split('.').next().unwrap());
@@ -57,7 +57,7 @@ fn verify_passes_on_every_model() {
 fn verify_passes_with_every_adapter_and_the_merged_model_is_that_of_peft() {
     let scratch = Scratch::new();
     let names = names("lora", ".golden.safetensors");
-    assert_eq!(names.len(), 21);
+    assert_eq!(names.len(), 22);
     for name in names {
         let facts = json(&format!("lora/{name}.golden.json"));
         let model = fixture("models").join(name.split('.').next().unwrap());

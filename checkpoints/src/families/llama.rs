@@ -32,8 +32,14 @@ pub(super) static FAMILY: Family = Family {
 
 fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, CheckpointError> {
     let (mut config, _) = llama_like(family, reader, &Keys::USUAL, &Defaults::LLAMA)?;
+    set_biases(&mut config, reader)?;
+    Ok(config)
+}
+
+/// Biases as `attention_bias` and `mlp_bias` say.
+pub(super) fn set_biases(config: &mut ModelConfig, reader: &Reader) -> Result<(), CheckpointError> {
     let bias = reader.flag("attention_bias", false)?;
-    set_attention_biases(&mut config, bias, bias);
+    set_attention_biases(config, bias, bias);
     if reader.flag("mlp_bias", false)? {
         for block in &mut config.blocks {
             if let MlpConfig::Gated { layers, .. } = &mut block.mlp {
@@ -42,5 +48,5 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
             }
         }
     }
-    Ok(config)
+    Ok(())
 }

@@ -22,6 +22,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+mod smollm3;
 mod xglm;
 
 use serde_json::Value;
@@ -62,11 +63,12 @@ impl PartialEq for Family {
 }
 
 /// All families, in the order of the support matrix.
-pub static FAMILIES: [&Family; 18] = [
+pub static FAMILIES: [&Family; 19] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
+    &smollm3::FAMILY,
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,

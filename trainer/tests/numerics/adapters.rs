@@ -8,7 +8,7 @@ use crate::fixtures::{
     adapted, batch, check_loss_and_gradients, gradient_bits, host, json, loss_and_gradients, path, tensors, values,
 };
 
-const ADAPTERS: [&str; 21] = [
+const ADAPTERS: [&str; 22] = [
     "apertus.all_linear",
     "bloom.all_linear",
     "cohere.all_linear",
@@ -22,6 +22,7 @@ const ADAPTERS: [&str; 21] = [
     "phi3.all_linear",
     "qwen3_moe.all_linear",
     "qwen3_moe.experts",
+    "smollm3.all_linear",
     "xglm.all_linear",
     "llama.lora",
     "llama.rslora",

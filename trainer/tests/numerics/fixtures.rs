@@ -19,7 +19,7 @@ use interlingua_trainer::train::step::Accumulated;
 use serde_json::Value;
 
 /// The models that there are fixtures for.
-pub(crate) const MODELS: [&str; 29] = [
+pub(crate) const MODELS: [&str; 30] = [
     "apertus",
     "bloom",
     "bloom_residual",
@@ -48,6 +48,7 @@ pub(crate) const MODELS: [&str; 29] = [
     "qwen2_window",
     "qwen3",
     "qwen3_moe",
+    "smollm3",
     "xglm",
 ];
 
