@@ -22,6 +22,20 @@ pub fn path() -> &'static Path {
         let built = fs::metadata(&binary).and_then(|metadata| metadata.modified()).ok();
         if built.is_none_or(|built| built < newest_source()) {
             let mut build = Command::new(env!("CARGO"));
+            // What cargo tells a test of its package; build scripts would run again with it.
+            let of_test = [
+                "CARGO_PKG_",
+                "CARGO_MANIFEST_",
+                "CARGO_BIN_EXE_",
+                "CARGO_CRATE_NAME",
+                "CARGO_PRIMARY_PACKAGE",
+            ];
+            let variables = std::env::vars_os().map(|(name, _)| name);
+            variables
+                .filter(|name| of_test.iter().any(|start| name.to_string_lossy().starts_with(start)))
+                .for_each(|name| {
+                    build.env_remove(name);
+                });
             // All targets, so that crates have the features that they have under `cargo test`, and are not built twice.
             build
                 .current_dir(workspace())

@@ -4,7 +4,7 @@
 use super::Family;
 use super::options::OptionName as Name;
 use super::parts::{Defaults, Keys, Sizes, linear, model};
-use crate::blocks::{ActivationKind, BlockConfig, FusedOrder, MlpConfig, NormKind, Positions, Projections};
+use crate::blocks::{ActivationKind, BlockConfig, FusedOrder, NormKind, Positions, Projections};
 use crate::config::ModelConfig;
 use crate::config_reader::Reader;
 use crate::error::CheckpointError;
@@ -43,14 +43,7 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
         tied: true,
         ..Defaults::LLAMA
     };
-    let sizes = Sizes::read(
-        &Reader {
-            json: &reader.without(&["num_key_value_heads", "head_dim"]),
-            ..*reader
-        },
-        &keys,
-        &defaults,
-    )?;
+    let sizes = Sizes::of_even_heads(reader, &keys, &defaults)?;
     let residual_after_norm = reader.flag("apply_residual_connection_post_layernorm", false)?;
     let layer_norm = NormKind::Layer { bias: true };
     let block = |index: usize| {
@@ -67,30 +60,14 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
             order: FusedOrder::ByHead,
         };
         BlockConfig {
-            input_norm: Some(sizes.norm(format!("{path}.input_layernorm"), layer_norm)),
-            attention,
-            attention_output_norm: None,
-            mlp_norm: Some(sizes.norm(format!("{path}.post_attention_layernorm"), layer_norm)),
-            mlp: MlpConfig::Plain {
-                up: linear(
-                    format!("{path}.mlp.dense_h_to_4h"),
-                    4 * sizes.hidden,
-                    sizes.hidden,
-                    true,
-                ),
-                down: linear(
-                    format!("{path}.mlp.dense_4h_to_h"),
-                    sizes.hidden,
-                    4 * sizes.hidden,
-                    true,
-                ),
-                activation: ActivationKind::GeluTanh,
-                activation_path: format!("{path}.mlp.gelu_impl"),
-            },
-            mlp_output_norm: None,
-            parallel: false,
             residual_after_norm,
-            path,
+            ..sizes.gpt_block(
+                path,
+                attention,
+                ["input_layernorm", "post_attention_layernorm"],
+                ["mlp.dense_h_to_4h", "mlp.dense_4h_to_h"],
+                (4 * sizes.hidden, ActivationKind::GeluTanh),
+            )
         }
     };
     let blocks = (0..sizes.layers).map(block).collect();

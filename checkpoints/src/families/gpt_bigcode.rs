@@ -3,7 +3,7 @@
 use super::Family;
 use super::options::OptionName as Name;
 use super::parts::{Defaults, Keys, Sizes, activation, linear, model};
-use crate::blocks::{BlockConfig, FusedOrder, MlpConfig, NormKind, Positions, Projections};
+use crate::blocks::{FusedOrder, NormKind, Positions, Projections};
 use crate::config::{AddedPositions, ModelConfig};
 use crate::config_reader::Reader;
 use crate::error::CheckpointError;
@@ -59,14 +59,7 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
     if reader.flag("add_cross_attention", false)? {
         return Err(reader.error("add_cross_attention", "false: only decoders by themselves are trained"));
     }
-    let mut sizes = Sizes::read(
-        &Reader {
-            json: &reader.without(&["num_key_value_heads", "head_dim"]),
-            ..*reader
-        },
-        &keys,
-        &defaults,
-    )?;
+    let mut sizes = Sizes::of_even_heads(reader, &keys, &defaults)?;
     let multi_query = reader.flag("multi_query", true)?;
     if multi_query {
         sizes.kv_heads = 1;
@@ -91,22 +84,13 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
                 FusedOrder::ByHead
             },
         };
-        BlockConfig {
-            input_norm: Some(sizes.norm(format!("{path}.ln_1"), layer_norm)),
-            attention,
-            attention_output_norm: None,
-            mlp_norm: Some(sizes.norm(format!("{path}.ln_2"), layer_norm)),
-            mlp: MlpConfig::Plain {
-                up: linear(format!("{path}.mlp.c_fc"), inner, sizes.hidden, true),
-                down: linear(format!("{path}.mlp.c_proj"), sizes.hidden, inner, true),
-                activation,
-                activation_path: format!("{path}.mlp.act"),
-            },
-            mlp_output_norm: None,
-            parallel: false,
-            residual_after_norm: false,
+        sizes.gpt_block(
             path,
-        }
+            attention,
+            ["ln_1", "ln_2"],
+            ["mlp.c_fc", "mlp.c_proj"],
+            (inner, activation),
+        )
     };
     let blocks = (0..sizes.layers).map(block).collect();
     let norm = sizes.norm("transformer.ln_f".to_owned(), layer_norm);

@@ -4,7 +4,7 @@
 use super::Family;
 use super::options::OptionName as Name;
 use super::parts::{Defaults, Keys, Sizes, activation, linear, model};
-use crate::blocks::{BlockConfig, FusedOrder, MlpConfig, NormKind, Projections};
+use crate::blocks::{BlockConfig, FusedOrder, NormKind, Projections};
 use crate::config::ModelConfig;
 use crate::config_reader::Reader;
 use crate::error::CheckpointError;
@@ -51,14 +51,7 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
         eos_token_id: Some(2),
         ..Defaults::LLAMA
     };
-    let sizes = Sizes::read(
-        &Reader {
-            json: &reader.without(&["num_key_value_heads", "head_dim"]),
-            ..*reader
-        },
-        &keys,
-        &defaults,
-    )?;
+    let sizes = Sizes::of_even_heads(reader, &keys, &defaults)?;
     let inner = reader.size("intermediate_size")?;
     let activation = activation(reader, "hidden_act", "gelu")?;
     let bias = reader.flag("attention_bias", true)?;
@@ -73,20 +66,14 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
             order: FusedOrder::ByHead,
         };
         BlockConfig {
-            input_norm: Some(sizes.norm(format!("{path}.input_layernorm"), layer_norm)),
-            attention,
-            attention_output_norm: None,
-            mlp_norm: Some(sizes.norm(format!("{path}.post_attention_layernorm"), layer_norm)),
-            mlp: MlpConfig::Plain {
-                up: linear(format!("{path}.mlp.dense_h_to_4h"), inner, sizes.hidden, true),
-                down: linear(format!("{path}.mlp.dense_4h_to_h"), sizes.hidden, inner, true),
-                activation,
-                activation_path: format!("{path}.mlp.act"),
-            },
-            mlp_output_norm: None,
             parallel,
-            residual_after_norm: false,
-            path,
+            ..sizes.gpt_block(
+                path,
+                attention,
+                ["input_layernorm", "post_attention_layernorm"],
+                ["mlp.dense_h_to_4h", "mlp.dense_4h_to_h"],
+                (inner, activation),
+            )
         }
     };
     let blocks = (0..sizes.layers).map(block).collect();

@@ -120,6 +120,12 @@ impl Sizes {
         })
     }
 
+    /// The same of families whose query heads each have keys and values, and that share the hidden size: other keys are not read.
+    pub(super) fn of_even_heads(reader: &Reader, keys: &Keys, defaults: &Defaults) -> Result<Self, CheckpointError> {
+        let json = reader.without(&["num_key_value_heads", "head_dim"]);
+        Self::read(&Reader { json: &json, ..*reader }, keys, defaults)
+    }
+
     /// A norm of the hidden state.
     pub(super) fn norm(&self, path: String, kind: NormKind) -> NormConfig {
         NormConfig {
@@ -161,6 +167,35 @@ impl Sizes {
             kind,
             epsilon: self.epsilon,
         })
+    }
+
+    /// A block of GPT's shape: LayerNorm with biases before attention and MLP, an MLP without a gate, by the names of norms and of
+    /// the MLP's layers under `path`.
+    pub(super) fn gpt_block(
+        &self,
+        path: String,
+        attention: AttentionConfig,
+        [input_norm, mlp_norm]: [&str; 2],
+        [up, down]: [&str; 2],
+        (inner, activation): (usize, ActivationKind),
+    ) -> BlockConfig {
+        let norm = |name: &str| Some(self.norm(format!("{path}.{name}"), NormKind::Layer { bias: true }));
+        BlockConfig {
+            input_norm: norm(input_norm),
+            attention,
+            attention_output_norm: None,
+            mlp_norm: norm(mlp_norm),
+            mlp: MlpConfig::Plain {
+                up: linear(format!("{path}.{up}"), inner, self.hidden, true),
+                down: linear(format!("{path}.{down}"), self.hidden, inner, true),
+                activation,
+                activation_path: format!("{path}.act"),
+            },
+            mlp_output_norm: None,
+            parallel: false,
+            residual_after_norm: false,
+            path,
+        }
     }
 
     /// Gate, up and down by their names under `path`.

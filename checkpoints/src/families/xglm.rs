@@ -2,8 +2,8 @@
 
 use super::Family;
 use super::options::OptionName as Name;
-use super::parts::{Defaults, Keys, Sizes, activation, linear, model};
-use crate::blocks::{BlockConfig, MlpConfig, NormKind, Positions};
+use super::parts::{Defaults, Keys, Sizes, activation, model};
+use crate::blocks::{NormKind, Positions};
 use crate::config::{AddedPositions, ModelConfig};
 use crate::config_reader::Reader;
 use crate::error::CheckpointError;
@@ -51,14 +51,7 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
     if reader.flag("add_cross_attention", false)? {
         return Err(reader.error("add_cross_attention", "false: only decoders by themselves are trained"));
     }
-    let sizes = Sizes::read(
-        &Reader {
-            json: &reader.without(&["num_key_value_heads", "head_dim"]),
-            ..*reader
-        },
-        &keys,
-        &defaults,
-    )?;
+    let sizes = Sizes::of_even_heads(reader, &keys, &defaults)?;
     let inner = reader.size_or("ffn_dim", Some(4096))?;
     let activation = activation(reader, "activation_function", "gelu")?;
     let layer_norm = NormKind::Layer { bias: true };
@@ -67,22 +60,13 @@ fn read(family: &'static Family, reader: &Reader) -> Result<ModelConfig, Checkpo
         let names = ["q_proj", "k_proj", "v_proj", "out_proj"];
         let mut attention = sizes.attention(&format!("{path}.self_attn"), names, [true, true]);
         attention.positions = Positions::None;
-        BlockConfig {
-            input_norm: Some(sizes.norm(format!("{path}.self_attn_layer_norm"), layer_norm)),
-            attention,
-            attention_output_norm: None,
-            mlp_norm: Some(sizes.norm(format!("{path}.final_layer_norm"), layer_norm)),
-            mlp: MlpConfig::Plain {
-                up: linear(format!("{path}.fc1"), inner, sizes.hidden, true),
-                down: linear(format!("{path}.fc2"), sizes.hidden, inner, true),
-                activation,
-                activation_path: format!("{path}.activation_fn"),
-            },
-            mlp_output_norm: None,
-            parallel: false,
-            residual_after_norm: false,
+        sizes.gpt_block(
             path,
-        }
+            attention,
+            ["self_attn_layer_norm", "final_layer_norm"],
+            ["fc1", "fc2"],
+            (inner, activation),
+        )
     };
     let blocks = (0..sizes.layers).map(block).collect();
     let norm = sizes.norm("model.layer_norm".to_owned(), layer_norm);

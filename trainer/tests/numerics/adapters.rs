@@ -1,11 +1,14 @@
 //! LoRA, rsLoRA and DoRA as in PEFT: forward, loss, gradients and merged weights.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::Tensor;
 use interlingua_trainer::adapters::Adapter;
 use interlingua_trainer::verify::{Tolerance, verify};
 
 use crate::fixtures::{
-    adapted, batch, check_loss_and_gradients, gradient_bits, host, json, loss_and_gradients, path, tensors, values,
+    adapted, batch, check_loss_and_gradients, gradient_bits, host, json, loss_and_gradients, model, path, tensors,
+    values,
 };
 
 const ADAPTERS: [&str; 22] = [
@@ -54,6 +57,31 @@ fn logits_and_loss_are_those_of_peft() {
         for comparison in comparisons {
             assert_eq!(comparison.beyond, 0, "{name}: {comparison:?}");
         }
+    }
+}
+
+#[test]
+fn all_linear_is_what_peft_takes() {
+    for name in ADAPTERS.iter().filter(|name| name.ends_with(".all_linear")) {
+        let facts = json(&format!("lora/{name}.golden.json"));
+        let model = model(name.split('.').next().unwrap(), false);
+        let chosen = model.linears().map(|linear| linear.name.clone());
+        let chosen: BTreeSet<String> = chosen.filter(|name| model.config.is_all_linear(name)).collect();
+        // PEFT lists stacked experts and routers as parameters: all three projections of each expert.
+        let routed: BTreeSet<String> = model
+            .config
+            .blocks
+            .iter()
+            .filter(|block| block.mlp.experts().is_some())
+            .flat_map(|block| block.mlp.linears().into_iter().map(|linear| linear.path.clone()))
+            .collect();
+        let parameters = facts["target_parameters"].as_array().unwrap().len();
+        let blocks = model.config.blocks.iter().filter(|block| block.mlp.experts().is_some());
+        assert_eq!(parameters, 3 * blocks.count(), "{name}");
+        assert!(routed.is_subset(&chosen), "{name}");
+        let targets: BTreeSet<String> = serde_json::from_value(facts["targets"].clone()).unwrap();
+        let others: BTreeSet<String> = chosen.difference(&routed).cloned().collect();
+        assert_eq!(others, targets, "{name}");
     }
 }
 
