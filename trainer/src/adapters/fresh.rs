@@ -136,6 +136,7 @@ fn check_dora(config: &ModelConfig, linear: &Linear, kind: AdapterKind) -> Resul
     )))
 }
 
+/// Without a selector, the targets are those of "all-linear".
 fn is_target(config: &ModelConfig, linear: &Linear, selector: Option<&Selector>) -> bool {
     match selector {
         None => config.is_all_linear(&linear.name),
